@@ -1,0 +1,91 @@
+"""Experiment: what the user wants, as composed by Hydra, typed and checked. Values only, no Hydra here.
+
+Sizes are bytes, times are seconds. Every type refuses unknown keys.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+Positive = Annotated[int, Meta(gt=0)]
+Seconds = Annotated[float, Meta(gt=0)]
+Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
+
+
+class Value(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of all values: immutable, named arguments only, unknown keys refused."""
+
+
+class BaseRecipe(Value):
+    """A base image that the project makes by itself from Debian's packages, with no registry."""
+
+    suite: Name
+    packages: tuple[str, ...]
+    source_date_epoch: Annotated[int, Meta(ge=0)]
+
+
+class ImageConfig(Value):
+    """One entry of the group `image`: everything that decides an image, as file names and strings."""
+
+    variant: Name
+    name: Annotated[str, Meta(pattern=r"^[a-z0-9]+([._/-][a-z0-9]+)*$")] = "my-tf"
+    base: Annotated[str, Meta(min_length=1)]
+    bootstrap: BaseRecipe | None = None
+    dockerfile: str = "docker/Dockerfile"
+    requirements: str | None = "docker/requirements.txt"
+    context: tuple[str, ...] = ()  # further files or folders that the Dockerfile copies
+    build_args: dict[str, str] = {}
+    target: str | None = None
+    platform: str = "linux/amd64"
+    network: str | None = None  # network of the build: engine's default, host or none
+
+
+class DatasetConfig(Value):
+    """Bytes with a name: files pinned by sha256 and where to get them."""
+
+    files: dict[str, Sha256]
+    sources: tuple[str, ...] = ()  # base URLs or folders, tried in this order
+
+
+class Resources(Value):
+    """Limits of the container. None means that the engine's host is the limit."""
+
+    cpus: Annotated[float, Meta(gt=0)] | None = None
+    memory: Positive | None = None
+    shm: Positive = 2 << 30
+    tmp: Positive = 1 << 30
+    pids: Positive = 4096
+    time_limit: Seconds | None = None
+    stop_grace: Seconds = 10.0
+
+
+class Tracking(Value):
+    """Where MLflow is. `uri` None means MLFLOW_TRACKING_URI, else the project's own `mlflow.db`."""
+
+    enabled: bool = True
+    uri: str | None = None
+    experiment: str | None = None  # MLflow's experiment; the experiment's name when None
+    wait: Annotated[float, Meta(ge=0)] = 2.0  # seconds that a finished run waits for MLflow to catch up
+
+
+class Experiment(Value):
+    """What the user wants, complete: the input of a plan."""
+
+    name: Name
+    command: Annotated[tuple[str, ...], Meta(min_length=1)]
+    params: dict[str, Any] = {}
+    seed: Annotated[int, Meta(ge=0, lt=2**32)] = 1
+    threads: Positive | None = None  # for numeric libraries; None: as many as the container has CPUs
+    deterministic: bool = True
+    gpus: str | int | tuple[str | int, ...] = "auto"
+    network: str = "none"
+    env: dict[str, str] = {}
+    image: ImageConfig
+    data: dict[Name, DatasetConfig] = {}
+    resources: Resources = Resources()
+    tracking: Tracking = Tracking()
+    description: str = ""

@@ -1,0 +1,45 @@
+"""Project: the folder that holds the user's conf/ and docker/, and where everything of ours lies in it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from repro.errors import BadInputError
+
+
+class Project:
+    """Paths below a project's root; nothing is created by asking."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.conf = root / "conf"
+        self.docker = root / "docker"
+        self.lock = root / "repro.lock"
+        self.runs = Path(os.environ.get("REPRO_RUNS_DIR") or root / "runs").absolute()
+        self.scratch = root / ".repro"  # caches and locks that may be deleted at any time; ignored by git
+        self.store = root / "mlflow.db"
+
+    @classmethod
+    def find(cls, start: Path) -> Project:
+        """The nearest folder at or above `start` that has both conf/ and docker/.
+
+        Raises:
+            BadInputError: there is none.
+        """
+        for folder in (start, *start.parents):
+            if (folder / "conf").is_dir() and (folder / "docker").is_dir():
+                return cls(folder)
+        raise BadInputError(
+            f"no project here: neither {start} nor a folder above it has both conf/ and docker/",
+            hints=["change to your project's folder", "`repro init` makes the two folders in this one"],
+        )
+
+
+def cache_folder() -> Path:
+    """Where datasets and other things shared between projects are kept: REPRO_CACHE, else the system's cache folder."""
+    if configured := os.environ.get("REPRO_CACHE"):
+        return Path(configured).absolute()
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("repro"))

@@ -1,0 +1,197 @@
+"""Record and Journal: all that is known of a run, on disk, as JSON. The run folder is the truth; MLflow is a view of it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from datetime import datetime
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from repro.errors import BadInputError
+from repro.experiment import Value
+
+SCHEMA = 1
+
+
+class End(str, Enum):
+    """How a run ended."""
+
+    FINISHED = "finished"
+    FAILED = "failed"
+    KILLED = "killed"
+    TIMEOUT = "timeout"
+    OOM = "oom"
+    LOST = "lost"
+
+
+class Code(Value):
+    """The code that ran: a snapshot commit."""
+
+    commit: str  # of the snapshot; equal to `head` when nothing was uncommitted
+    tree: str
+    head: str
+    branch: str | None  # None: detached HEAD
+    remote: str | None  # URL of `origin` without credentials
+    dirty: bool
+
+
+class ImageUsed(Value):
+    """The image that ran. `digest` is a repo digest and exists only for pushed or pulled images."""
+
+    variant: str
+    tag: str
+    id: str
+    spec: str  # full sha256 of the ImageSpec
+    base: str  # as asked for
+    base_resolved: str  # repo digest or image id that the build started from
+    platform: str
+    digest: str | None = None
+
+
+class FileUsed(Value):
+    """A file of a dataset or of the outputs. `path` is relative, with forward slashes."""
+
+    path: str
+    size: int  # bytes
+    sha256: str
+
+
+class DatasetUsed(Value):
+    """A dataset as it was mounted. `digest` is the sha256 over its sorted (sha256, path) lines."""
+
+    name: str
+    digest: str
+    files: tuple[FileUsed, ...]
+    folder: str  # on the host that ran it
+
+
+class Host(Value):
+    """The machine that the engine runs on."""
+
+    name: str
+    user: str
+    system: str
+    cpus: int
+    memory: int  # bytes
+    engine: str  # name, version, store
+
+
+class Planned(Value):
+    """Everything decided, nothing done. `config` is the frozen configuration that the container reads."""
+
+    schema: int = SCHEMA
+    run: str
+    name: str
+    created: datetime
+    repro: str  # version of this library
+    project: str  # root folder
+    argv: tuple[str, ...]  # what the user typed
+    overrides: tuple[str, ...]
+    command: tuple[str, ...]
+    config: dict[str, Any]
+    code: Code
+    image: ImageUsed
+    data: tuple[DatasetUsed, ...]
+    host: Host
+    user: str  # uid:gid in the container
+    env: dict[str, str]
+    gpus_asked: str
+    gpus: str  # what the container was given: none, all, or ids separated by commas
+    network: str
+    tracking_uri: str | None  # None: tracking is off
+    tracking_experiment: str
+    notices: tuple[str, ...] = ()  # what the user was told (no GPU, floating base, ...)
+
+
+class Started(Value):
+    """A container exists for the plan."""
+
+    at: datetime
+    container: str  # id
+
+
+class Ended(Value):
+    """The run is over. `exit_code` is the container's; None when nobody can know it any more."""
+
+    at: datetime
+    end: End
+    exit_code: int | None
+    reason: str  # one sentence for a person
+    outputs: tuple[FileUsed, ...]
+
+
+class Record(Value):
+    """A run, as far as it has come."""
+
+    planned: Planned
+    started: Started | None = None
+    ended: Ended | None = None
+
+    @property
+    def state(self) -> str:
+        """`planned`, `running`, or how it ended."""
+        if self.ended:
+            return self.ended.end.value
+        return "running" if self.started else "planned"
+
+
+class RunFolder:
+    """The single place that knows where the files of a run lie."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.record = path / "record.json"
+        self.config_yaml = path / "config.yaml"  # for people
+        self.config_json = path / "config.json"  # what the container reads
+        self.outputs = path / "outputs"
+        self.logs = path / "logs"
+        self.output_log = self.logs / "output.log"  # the container's stdout and stderr
+        self.build_log = self.logs / "build.log"
+        self.journal = path / "journal"
+        self.diff = path / "uncommitted.diff.txt"
+        self.tracking = path / "tracking.json"  # where MLflow has got to; written by `tracking` alone
+
+    def write(self, record: Record) -> None:
+        """Replace record.json in one step: a reader sees the old or the new one, whole."""
+        write_atomic(self.record, msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
+
+    def read(self) -> Record:
+        """The record of this folder.
+
+        Raises:
+            BadInputError: no record there, or one that another version wrote.
+        """
+        try:
+            return msgspec.json.decode(self.record.read_bytes(), type=Record)
+        except FileNotFoundError:
+            raise BadInputError(f"{self.path} holds no run (no record.json)") from None
+        except msgspec.DecodeError as error:
+            raise BadInputError(f"{self.record} cannot be read", evidence=[str(error)]) from error
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write beside, flush to disk, rename over: never a half-written file under `path`."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def folders(runs: Path) -> Iterator[RunFolder]:
+    """Every run under `runs`, oldest first (ids sort by time)."""
+    if runs.is_dir():
+        for path in sorted(runs.iterdir()):
+            if (path / "record.json").is_file():
+                yield RunFolder(path)
