@@ -13,7 +13,7 @@ from repro.errors import EngineUnreachableError, EnvironmentUnfitError
 from repro.experiment import Value
 
 
-class EngineFacts(Value):
+class EngineFacts(Value, kw_only=True):
     """What an engine says of itself."""
 
     product: str  # Docker, Podman
@@ -28,7 +28,7 @@ class EngineFacts(Value):
     name: str  # host name
 
 
-class ImageFacts(Value):
+class ImageFacts(Value, kw_only=True):
     """What an engine says of one image."""
 
     id: str

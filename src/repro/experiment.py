@@ -16,11 +16,11 @@ Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
 
 
-class Value(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Base of all values: immutable, named arguments only, unknown keys refused."""
+class Value(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Base of all values: immutable, unknown keys refused. Fields are by name only: each class says `kw_only`, which msgspec does not inherit."""
 
 
-class BaseRecipe(Value):
+class BaseRecipe(Value, kw_only=True):
     """A base image that the project makes by itself from Debian's packages, with no registry."""
 
     suite: Name
@@ -28,7 +28,7 @@ class BaseRecipe(Value):
     source_date_epoch: Annotated[int, Meta(ge=0)]
 
 
-class ImageConfig(Value):
+class ImageConfig(Value, kw_only=True):
     """One entry of the group `image`: everything that decides an image, as file names and strings."""
 
     variant: Name
@@ -44,14 +44,14 @@ class ImageConfig(Value):
     network: str | None = None  # network of the build: engine's default, host or none
 
 
-class DatasetConfig(Value):
+class DatasetConfig(Value, kw_only=True):
     """Bytes with a name: files pinned by sha256 and where to get them."""
 
     files: dict[str, Sha256]
     sources: tuple[str, ...] = ()  # base URLs or folders, tried in this order
 
 
-class Resources(Value):
+class Resources(Value, kw_only=True):
     """Limits of the container. None means that the engine's host is the limit."""
 
     cpus: Annotated[float, Meta(gt=0)] | None = None
@@ -63,7 +63,7 @@ class Resources(Value):
     stop_grace: Seconds = 10.0
 
 
-class Tracking(Value):
+class Tracking(Value, kw_only=True):
     """Where MLflow is. `uri` None means MLFLOW_TRACKING_URI, else the project's own `mlflow.db`."""
 
     enabled: bool = True
@@ -72,7 +72,7 @@ class Tracking(Value):
     wait: Annotated[float, Meta(ge=0)] = 2.0  # seconds that a finished run waits for MLflow to catch up
 
 
-class Experiment(Value):
+class Experiment(Value, kw_only=True):
     """What the user wants, complete: the input of a plan."""
 
     name: Name

@@ -29,7 +29,7 @@ class End(str, Enum):
     LOST = "lost"
 
 
-class Code(Value):
+class Code(Value, kw_only=True):
     """The code that ran: a snapshot commit."""
 
     commit: str  # of the snapshot; equal to `head` when nothing was uncommitted
@@ -40,7 +40,7 @@ class Code(Value):
     dirty: bool
 
 
-class ImageUsed(Value):
+class ImageUsed(Value, kw_only=True):
     """The image that ran. `digest` is a repo digest and exists only for pushed or pulled images."""
 
     variant: str
@@ -53,7 +53,7 @@ class ImageUsed(Value):
     digest: str | None = None
 
 
-class FileUsed(Value):
+class FileUsed(Value, kw_only=True):
     """A file of a dataset or of the outputs. `path` is relative, with forward slashes."""
 
     path: str
@@ -61,7 +61,7 @@ class FileUsed(Value):
     sha256: str
 
 
-class DatasetUsed(Value):
+class DatasetUsed(Value, kw_only=True):
     """A dataset as it was mounted. `digest` is the sha256 over its sorted (sha256, path) lines."""
 
     name: str
@@ -70,7 +70,7 @@ class DatasetUsed(Value):
     folder: str  # on the host that ran it
 
 
-class Host(Value):
+class Host(Value, kw_only=True):
     """The machine that the engine runs on."""
 
     name: str
@@ -81,7 +81,7 @@ class Host(Value):
     engine: str  # name, version, store
 
 
-class Planned(Value):
+class Planned(Value, kw_only=True):
     """Everything decided, nothing done. `config` is the frozen configuration that the container reads."""
 
     schema: int = SCHEMA
@@ -108,14 +108,14 @@ class Planned(Value):
     notices: tuple[str, ...] = ()  # what the user was told (no GPU, floating base, ...)
 
 
-class Started(Value):
+class Started(Value, kw_only=True):
     """A container exists for the plan."""
 
     at: datetime
     container: str  # id
 
 
-class Ended(Value):
+class Ended(Value, kw_only=True):
     """The run is over. `exit_code` is the container's; None when nobody can know it any more."""
 
     at: datetime
@@ -125,7 +125,7 @@ class Ended(Value):
     outputs: tuple[FileUsed, ...]
 
 
-class Record(Value):
+class Record(Value, kw_only=True):
     """A run, as far as it has come."""
 
     planned: Planned
