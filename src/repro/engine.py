@@ -5,15 +5,18 @@ Foreign exceptions become ours here and nowhere else. The SDK is imported when a
 
 from __future__ import annotations
 
-from typing import Any, NoReturn, BinaryIO
-from collections.abc import Iterator
+import json
+import os
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
 
-from repro.errors import EngineUnreachableError, EnvironmentUnfitError
+from repro.errors import EngineUnreachableError, EnvironmentUnfitError, ReproError
 from repro.experiment import Value
 
 
-class EngineFacts(Value, kw_only=True):
+class EngineFacts(Value, frozen=True, kw_only=True):
     """What an engine says of itself."""
 
     product: str  # Docker, Podman
@@ -23,12 +26,12 @@ class EngineFacts(Value, kw_only=True):
     platform: str  # linux/amd64
     cpus: int
     memory: int  # bytes
-    gpus: str  # "": none offered; else how: nvidia, cdi
+    gpus: str  # how GPUs are announced: nvidia, cdi; "" for not at all (a hook may serve them all the same)
     data_root: str
     name: str  # host name
 
 
-class ImageFacts(Value, kw_only=True):
+class ImageFacts(Value, frozen=True, kw_only=True):
     """What an engine says of one image."""
 
     id: str
@@ -42,8 +45,388 @@ class ImageFacts(Value, kw_only=True):
     platform: str
 
 
+class Mount(Value, frozen=True, kw_only=True):
+    """A folder or file of the host, seen in the container. The source must exist already."""
+
+    source: str
+    target: str
+    read_only: bool = True
+
+
+class ContainerSpec(Value, frozen=True, kw_only=True):
+    """Everything that a container is created from; sizes in bytes."""
+
+    image: str  # immutable id, never a tag
+    name: str
+    command: tuple[str, ...]
+    env: dict[str, str]
+    labels: dict[str, str]
+    user: str
+    workdir: str
+    mounts: tuple[Mount, ...]
+    tmpfs: dict[str, str]  # target -> mount options
+    network: str
+    gpus: tuple[str, ...] | int  # ids; a number (-1: all); () for none
+    cpus: float | None
+    memory: int | None
+    shm: int
+    pids: int
+    interactive: bool = False
+
+
+class Exit(Value, frozen=True, kw_only=True):
+    """How a container ended, as its engine tells it."""
+
+    code: int
+    oom: bool
+    error: str
+
+
+class GpuRefusedError(EnvironmentUnfitError):
+    """The engine cannot give the GPUs that were asked for."""
+
+
+def connect(timeout: int = 60) -> Engine:
+    """The engine of DOCKER_HOST, of the current Docker context, or of the default socket.
+
+    Raises:
+        EngineUnreachableError: none answers there.
+    """
+    import docker
+
+    host = os.environ.get("DOCKER_HOST") or _context_host() or "unix:///var/run/docker.sock"
+    try:
+        client = docker.from_env(timeout=timeout, environment={**os.environ, "DOCKER_HOST": host})
+        client.ping()
+    except Exception as error:
+        raise _unreachable(host, error) from error
+    return Engine(client, host)
+
+
+def _context_host() -> str | None:
+    """The host of the context that `docker context use` chose: rootless engines and Docker Desktop set one."""
+    config = Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker") / "config.json"
+    try:
+        chosen = os.environ.get("DOCKER_CONTEXT") or json.loads(config.read_text()).get("currentContext")
+    except (OSError, ValueError):
+        return None
+    if not chosen or chosen == "default":
+        return None
+    from docker.context import ContextAPI
+
+    context = ContextAPI.get_context(chosen)
+    return str(context.Host) if context else None
+
+
+def _unreachable(host: str, error: Exception) -> EngineUnreachableError:
+    text = str(error)
+    if "Permission denied" in text:
+        hints = ["let your user use it: `sudo usermod -aG docker $USER`, then log in again"]
+    else:
+        hints = [
+            "start it: `sudo systemctl start docker` (or Docker Desktop)",
+            "none installed? `sudo apt-get install docker.io` on Debian and Ubuntu; docs.docker.com/engine elsewhere",
+            "another engine: set DOCKER_HOST, or `docker context use NAME`",
+        ]
+    return EngineUnreachableError(f"no Docker engine answers at {host}", evidence=[text], hints=hints)
+
+
+@contextmanager
+def translated(action: str) -> Iterator[None]:
+    """Turn the SDK's and the connection's exceptions inside the block into ours; `action` starts the sentence."""
+    import docker.errors
+    import requests
+    import urllib3
+
+    try:
+        yield
+    except docker.errors.APIError as error:
+        raise EnvironmentUnfitError(f"{action} failed", evidence=[_explanation(error)]) from error
+    except (requests.RequestException, urllib3.exceptions.HTTPError, ConnectionError, EOFError) as error:
+        raise EngineUnreachableError(
+            f"{action} failed: the engine does not answer any more",
+            evidence=[str(error)],
+            hints=["look at the engine: `sudo systemctl status docker`, then repeat the command"],
+        ) from error
+
+
+def _explanation(error: Any) -> str:
+    return str(error.explanation or error)
+
+
 class Engine:
     """One engine, connected."""
 
-    def __init__(self, client: Any) -> None:
+    def __init__(self, client: Any, host: str) -> None:
         self.client = client  # docker.DockerClient; `builder` shares it, nobody else
+        self.host_url = host
+
+    def facts(self) -> EngineFacts:
+        """What the engine says of itself."""
+        with translated("asking the engine about itself"):
+            info, version = self.client.info(), self.client.version()
+        components = [part.get("Name", "") for part in version.get("Components") or []]
+        driver = dict(pair for pair in info.get("DriverStatus") or [] if len(pair) == 2)
+        containerd = "io.containerd.snapshotter" in str(driver.get("driver-type", ""))
+        return EngineFacts(
+            product="Podman" if any("Podman" in name for name in components) else "Docker",
+            version=version.get("Version", ""),
+            api=version.get("ApiVersion", ""),
+            store="containerd" if containerd else info.get("Driver", ""),
+            platform=f"{version.get('Os', 'linux')}/{version.get('Arch', '')}",
+            cpus=info.get("NCPU", 0),
+            memory=info.get("MemTotal", 0),
+            gpus=_gpu_support(info),
+            data_root=info.get("DockerRootDir", ""),
+            name=info.get("Name", ""),
+        )
+
+    # images ------------------------------------------------------------------------------------------------
+
+    def image(self, ref: str) -> ImageFacts | None:
+        """The image of this tag, id or digest; None when the engine has none."""
+        import docker.errors
+
+        with translated(f"looking for image {ref}"):
+            try:
+                return _image_facts(self.client.api.inspect_image(ref))
+            except docker.errors.ImageNotFound:
+                return None
+
+    def images(self, label: str) -> list[ImageFacts]:
+        """The images that carry a label, as `key` or `key=value`."""
+        with translated("listing images"):
+            found = self.client.api.images(filters={"label": label})
+            return [_image_facts(self.client.api.inspect_image(each["Id"])) for each in found]
+
+    def tag(self, ref: str, tag: str) -> None:
+        """Let `tag` (name:tag) point to the image `ref`."""
+        name, _, version = tag.rpartition(":")
+        with translated(f"tagging image {tag}"):
+            self.client.api.tag(ref, name, version)
+
+    def remove_image(self, ref: str, *, force: bool = False) -> None:
+        """Remove a tag, and the image with its last tag."""
+        with translated(f"removing image {ref}"):
+            self.client.api.remove_image(ref, force=force)
+
+    def load(self, tar: BinaryIO) -> str:
+        """Load an image archive (`docker save`'s format); the id of its image."""
+        with translated("loading an image"):
+            images = self.client.images.load(tar)
+        return str(images[0].id)
+
+    def pull(self, ref: str, say: Callable[[str], None]) -> ImageFacts:
+        """Fetch an image from its registry.
+
+        Raises:
+            EnvironmentUnfitError: unknown there, not allowed, or the registry cannot be reached.
+        """
+        import docker.errors
+
+        say(f"pulling {ref}")
+        failure = ""
+        try:
+            with translated(f"pulling {ref}"):
+                for event in self.client.api.pull(ref, stream=True, decode=True):
+                    failure = event.get("error") or event.get("errorDetail", {}).get("message") or failure
+                    if event.get("status", "").startswith(("Pull complete", "Status", "Digest")):
+                        say(" ".join(filter(None, (event.get("id"), event["status"]))))
+        except EngineUnreachableError:
+            raise
+        except (EnvironmentUnfitError, docker.errors.DockerException) as error:
+            failure = "\n".join(getattr(error, "evidence", ())) or str(error)
+        image = None if failure else self.image(ref)
+        if image is None:
+            raise EnvironmentUnfitError(
+                f"image {ref} cannot be pulled",
+                evidence=[failure or "the engine does not hold it after the pull"],
+                hints=[
+                    "check the name, the network and `docker login`",
+                    "`repro doctor` tells what is reachable",
+                ],
+            )
+        return image
+
+    # containers --------------------------------------------------------------------------------------------
+
+    def create(self, spec: ContainerSpec) -> str:
+        """Create, not start, a container; its id.
+
+        Raises:
+            EnvironmentUnfitError: the engine refuses it.
+        """
+        from docker.types import DeviceRequest
+        from docker.types import Mount as EngineMount
+
+        requests = []
+        if spec.gpus:
+            wanted = {"count": spec.gpus} if isinstance(spec.gpus, int) else {"device_ids": list(spec.gpus)}
+            requests = [DeviceRequest(capabilities=[["gpu"]], **wanted)]
+        api = self.client.api
+        with translated("creating the container"):
+            host = api.create_host_config(
+                mounts=[EngineMount(m.target, m.source, type="bind", read_only=m.read_only) for m in spec.mounts],
+                tmpfs=spec.tmpfs,
+                network_mode=spec.network,
+                device_requests=requests or None,
+                nano_cpus=int(spec.cpus * 1e9) if spec.cpus else None,
+                mem_limit=spec.memory,
+                memswap_limit=spec.memory,
+                shm_size=spec.shm,
+                pids_limit=spec.pids,
+                read_only=True,
+                cap_drop=["ALL"],
+                security_opt=["no-new-privileges:true"],
+                init=True,
+            )
+            made = api.create_container(
+                spec.image,
+                list(spec.command),
+                name=spec.name,
+                environment=spec.env,
+                labels=spec.labels,
+                user=spec.user,
+                working_dir=spec.workdir,
+                host_config=host,
+                tty=spec.interactive,
+                stdin_open=spec.interactive,
+            )
+        return str(made["Id"])
+
+    def start(self, container: str) -> None:
+        """Start a created container.
+
+        Raises:
+            GpuRefusedError: the GPUs that its spec asks for cannot be had.
+            CommandNotFoundError: the image has no such program.
+            EnvironmentUnfitError: the engine cannot start it for another reason.
+        """
+        try:
+            with translated("starting the container"):
+                self.client.api.start(container)
+        except EngineUnreachableError:
+            raise
+        except EnvironmentUnfitError as error:
+            raise _start_error(error) from error
+
+    def output(self, container: str) -> Iterator[bytes]:
+        """The container's stdout and stderr from its beginning to its end, in chunks as they come."""
+        with translated("reading the container's output"):
+            yield from self.client.api.logs(container, stream=True, follow=True)
+
+    def wait(self, container: str, timeout: float | None = None) -> Exit | None:
+        """How the container ended; None when it still runs after `timeout` seconds."""
+        import requests
+
+        with translated("waiting for the container"):
+            try:
+                self.client.api.wait(container, timeout=timeout)
+            except (requests.ReadTimeout, requests.ConnectionError) as error:
+                if timeout is None or "timed out" not in str(error):
+                    raise
+                return None
+            return self.exit(container)
+
+    def exit(self, container: str) -> Exit | None:
+        """How the container ended, from its state; None while it runs."""
+        with translated("inspecting the container"):
+            state = self.client.api.inspect_container(container)["State"]
+        if state.get("Running"):
+            return None
+        return Exit(code=state["ExitCode"], oom=bool(state.get("OOMKilled")), error=state.get("Error") or "")
+
+    def stop(self, container: str, grace: float) -> None:
+        """Ask the container to end (SIGTERM), and kill it `grace` seconds later."""
+        with translated("stopping the container"):
+            self.client.api.stop(container, timeout=round(grace))
+
+    def kill(self, container: str) -> None:
+        """End the container at once; no error when it is over already."""
+        import docker.errors
+
+        with translated("killing the container"):
+            try:
+                self.client.api.kill(container)
+            except docker.errors.APIError as error:
+                if error.response is None or error.response.status_code not in (404, 409):
+                    raise
+
+    def remove(self, container: str) -> None:
+        """Remove the container, also a running one; no error when it is gone already."""
+        import docker.errors
+
+        with translated("removing the container"):
+            try:
+                self.client.api.remove_container(container, force=True)
+            except docker.errors.NotFound:
+                return
+
+    def containers(self, label: str) -> list[tuple[str, dict[str, str], bool]]:
+        """(id, labels, running) of the containers that carry a label, as `key` or `key=value`."""
+        with translated("listing containers"):
+            found = self.client.api.containers(all=True, filters={"label": label})
+        return [(each["Id"], each.get("Labels") or {}, each.get("State") == "running") for each in found]
+
+    def attach(self, container: str) -> Any:
+        """A raw, two-way socket to the terminal of an interactive container."""
+        with translated("attaching to the container"):
+            stream = self.client.api.attach_socket(
+                container, params={"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1}
+            )
+        return getattr(stream, "_sock", stream)  # unix sockets come wrapped in a reader
+
+    def resize(self, container: str, rows: int, columns: int) -> None:
+        """Tell the container's terminal how large the user's is."""
+        with translated("resizing the terminal"):
+            self.client.api.resize(container, height=rows, width=columns)
+
+
+class CommandNotFoundError(ReproError):
+    """The image does not hold the program that the experiment names."""
+
+
+def _start_error(error: EnvironmentUnfitError) -> ReproError:
+    """What an engine's refusal to start means; the texts are those of Docker 20.10 to 28 with runc."""
+    text = "\n".join(error.evidence)
+    if "could not select device driver" in text or "nvidia-container-cli" in text or "CDI device" in text:
+        return GpuRefusedError(
+            "the engine cannot give the container the GPUs that were asked for",
+            evidence=[text],
+            hints=[
+                "install NVIDIA's driver and the NVIDIA Container Toolkit, restart Docker, try `nvidia-smi`",
+                "ask for fewer or other GPUs (`gpus=1`, `gpus=[0]`), or run on the CPU: `gpus=none`",
+            ],
+        )
+    if "executable file not found" in text or ("exec:" in text and "no such file" in text):
+        return CommandNotFoundError(
+            "the command does not exist in the image",
+            evidence=[text],
+            hints=[
+                "look inside: `repro shell experiment=...`",
+                "install it in docker/Dockerfile, or correct `command`",
+            ],
+        )
+    return error
+
+
+def _gpu_support(info: dict[str, Any]) -> str:
+    devices = [str(device.get("ID", "")) for device in info.get("DiscoveredDevices") or []]
+    if any("gpu" in device for device in devices):
+        return "cdi"
+    return "nvidia" if "nvidia" in (info.get("Runtimes") or {}) else ""
+
+
+def _image_facts(found: dict[str, Any]) -> ImageFacts:
+    config = found.get("Config") or {}
+    return ImageFacts(
+        id=found["Id"],
+        tags=tuple(found.get("RepoTags") or ()),
+        digests=tuple(found.get("RepoDigests") or ()),
+        labels=config.get("Labels") or {},
+        env=tuple(config.get("Env") or ()),
+        created=found.get("Created", ""),
+        size=found.get("Size", 0),
+        layers=tuple((found.get("RootFS") or {}).get("Layers") or ()),
+        platform=f"{found.get('Os', 'linux')}/{found.get('Architecture', '')}",
+    )

@@ -17,10 +17,13 @@ Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
 
 
 class Value(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Base of all values: immutable, unknown keys refused. Fields are by name only: each class says `kw_only`, which msgspec does not inherit."""
+    """Base of all values: immutable, unknown keys refused, fields by name only.
+
+    Each class repeats `frozen` and `kw_only`: mypy wants the one, and msgspec does not inherit the other.
+    """
 
 
-class BaseRecipe(Value, kw_only=True):
+class BaseRecipe(Value, frozen=True, kw_only=True):
     """A base image that the project makes by itself from Debian's packages, with no registry."""
 
     suite: Name
@@ -28,7 +31,7 @@ class BaseRecipe(Value, kw_only=True):
     source_date_epoch: Annotated[int, Meta(ge=0)]
 
 
-class ImageConfig(Value, kw_only=True):
+class ImageConfig(Value, frozen=True, kw_only=True):
     """One entry of the group `image`: everything that decides an image, as file names and strings."""
 
     variant: Name
@@ -44,14 +47,14 @@ class ImageConfig(Value, kw_only=True):
     network: str | None = None  # network of the build: engine's default, host or none
 
 
-class DatasetConfig(Value, kw_only=True):
+class DatasetConfig(Value, frozen=True, kw_only=True):
     """Bytes with a name: files pinned by sha256 and where to get them."""
 
     files: dict[str, Sha256]
     sources: tuple[str, ...] = ()  # base URLs or folders, tried in this order
 
 
-class Resources(Value, kw_only=True):
+class Resources(Value, frozen=True, kw_only=True):
     """Limits of the container. None means that the engine's host is the limit."""
 
     cpus: Annotated[float, Meta(gt=0)] | None = None
@@ -63,7 +66,7 @@ class Resources(Value, kw_only=True):
     stop_grace: Seconds = 10.0
 
 
-class Tracking(Value, kw_only=True):
+class Tracking(Value, frozen=True, kw_only=True):
     """Where MLflow is. `uri` None means MLFLOW_TRACKING_URI, else the project's own `mlflow.db`."""
 
     enabled: bool = True
@@ -72,7 +75,7 @@ class Tracking(Value, kw_only=True):
     wait: Annotated[float, Meta(ge=0)] = 2.0  # seconds that a finished run waits for MLflow to catch up
 
 
-class Experiment(Value, kw_only=True):
+class Experiment(Value, frozen=True, kw_only=True):
     """What the user wants, complete: the input of a plan."""
 
     name: Name

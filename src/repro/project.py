@@ -37,7 +37,7 @@ class Project:
 
 
 def cache_folder() -> Path:
-    """Where datasets and other things shared between projects are kept: REPRO_CACHE, else the system's cache folder."""
+    """Where things shared between projects are kept: REPRO_CACHE, else the system's cache folder."""
     if configured := os.environ.get("REPRO_CACHE"):
         return Path(configured).absolute()
     import platformdirs

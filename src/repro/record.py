@@ -1,4 +1,4 @@
-"""Record and Journal: all that is known of a run, on disk, as JSON. The run folder is the truth; MLflow is a view of it."""
+"""Record: all that is known of a run, on disk, as JSON. The run folder is the truth; MLflow is a view of it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class End(str, Enum):
     LOST = "lost"
 
 
-class Code(Value, kw_only=True):
+class Code(Value, frozen=True, kw_only=True):
     """The code that ran: a snapshot commit."""
 
     commit: str  # of the snapshot; equal to `head` when nothing was uncommitted
@@ -40,7 +40,7 @@ class Code(Value, kw_only=True):
     dirty: bool
 
 
-class ImageUsed(Value, kw_only=True):
+class ImageUsed(Value, frozen=True, kw_only=True):
     """The image that ran. `digest` is a repo digest and exists only for pushed or pulled images."""
 
     variant: str
@@ -53,7 +53,7 @@ class ImageUsed(Value, kw_only=True):
     digest: str | None = None
 
 
-class FileUsed(Value, kw_only=True):
+class FileUsed(Value, frozen=True, kw_only=True):
     """A file of a dataset or of the outputs. `path` is relative, with forward slashes."""
 
     path: str
@@ -61,7 +61,7 @@ class FileUsed(Value, kw_only=True):
     sha256: str
 
 
-class DatasetUsed(Value, kw_only=True):
+class DatasetUsed(Value, frozen=True, kw_only=True):
     """A dataset as it was mounted. `digest` is the sha256 over its sorted (sha256, path) lines."""
 
     name: str
@@ -70,7 +70,7 @@ class DatasetUsed(Value, kw_only=True):
     folder: str  # on the host that ran it
 
 
-class Host(Value, kw_only=True):
+class Host(Value, frozen=True, kw_only=True):
     """The machine that the engine runs on."""
 
     name: str
@@ -81,7 +81,7 @@ class Host(Value, kw_only=True):
     engine: str  # name, version, store
 
 
-class Planned(Value, kw_only=True):
+class Planned(Value, frozen=True, kw_only=True):
     """Everything decided, nothing done. `config` is the frozen configuration that the container reads."""
 
     schema: int = SCHEMA
@@ -101,21 +101,22 @@ class Planned(Value, kw_only=True):
     user: str  # uid:gid in the container
     env: dict[str, str]
     gpus_asked: str
-    gpus: str  # what the container was given: none, all, or ids separated by commas
     network: str
     tracking_uri: str | None  # None: tracking is off
     tracking_experiment: str
-    notices: tuple[str, ...] = ()  # what the user was told (no GPU, floating base, ...)
+    notices: tuple[str, ...] = ()  # what the user was told (floating base, ...)
 
 
-class Started(Value, kw_only=True):
+class Started(Value, frozen=True, kw_only=True):
     """A container exists for the plan."""
 
     at: datetime
     container: str  # id
+    gpus: str  # what the container was given: none, all, a number, or ids separated by commas
+    notices: tuple[str, ...] = ()  # what the user was told at the start: no GPU to be had, ...
 
 
-class Ended(Value, kw_only=True):
+class Ended(Value, frozen=True, kw_only=True):
     """The run is over. `exit_code` is the container's; None when nobody can know it any more."""
 
     at: datetime
@@ -125,7 +126,7 @@ class Ended(Value, kw_only=True):
     outputs: tuple[FileUsed, ...]
 
 
-class Record(Value, kw_only=True):
+class Record(Value, frozen=True, kw_only=True):
     """A run, as far as it has come."""
 
     planned: Planned
