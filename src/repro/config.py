@@ -1,0 +1,288 @@
+"""conf/ + overrides -> Experiment: the only door to Hydra and OmegaConf. No DictConfig gets past it.
+
+The library's own groups (`pkg://repro.conf`) are put behind the project's conf/ on Hydra's search path,
+for our process only: a project adds to them and overrides them file by file.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from repro.errors import BadInputError
+from repro.experiment import Experiment, ImageConfig, Value
+from repro.project import Project
+
+HYDRA_VERSION_BASE = "1.3"
+Struct = TypeVar("Struct", bound=msgspec.Struct)
+UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+
+
+class Composed(Value, frozen=True, kw_only=True):
+    """An experiment as composed, and what of the command line led to it."""
+
+    experiment: Experiment
+    overrides: tuple[str, ...]
+    folder: str | None  # where the user wants the run folder (hydra.run.dir, hydra.sweep.subdir); None: our choice
+    sweep: str | None  # the folder of the multirun that this is a job of
+
+
+def run(project: Project, arguments: Sequence[str], job: Callable[[Callable[[], Composed]], None]) -> None:
+    """Let Hydra parse `arguments` and call `job` once, or once per job of a multirun; all of Hydra's flags work.
+
+    `job` is given a function that returns its composed experiment, or raises BadInputError for a wrong type or a
+    missing value: an exception that left `job` would be printed by Hydra, and would end a multirun.
+
+    Raises:
+        BadInputError: anything in conf/ or in the arguments that cannot be composed.
+    """
+    import hydra
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and exiting: we word it
+    os.environ["REPRO_RUNS_DIR"] = str(project.runs)  # the default sweep folder is below it, whatever the cwd
+    _register_search_path()
+    sys.argv = ["python -m repro.run", *arguments]
+    overrides = [argument for argument in arguments if not argument.startswith("-")]
+
+    def task(config: Any) -> None:
+        def composed() -> Composed:
+            with _worded(project, overrides):
+                return _composed(config)
+
+        job(composed)
+
+    task.__module__ = "__main__"  # Hydra names the job after it, and shows it in --help
+    with _worded(project, overrides):
+        hydra.main(version_base=HYDRA_VERSION_BASE, config_path=str(project.conf), config_name="config")(task)()
+
+
+def compose(project: Project, overrides: Sequence[str]) -> Experiment:
+    """The experiment that these overrides describe, without Hydra's command line.
+
+    Raises:
+        BadInputError: as `run`.
+    """
+    with _worded(project, overrides):
+        return _experiment(_to_container(_compose(project, overrides)))
+
+
+def compose_image(project: Project, overrides: Sequence[str]) -> ImageConfig:
+    """The image alone: no experiment has to be chosen.
+
+    Raises:
+        BadInputError: as `run`.
+    """
+    with _worded(project, overrides):
+        container = _to_container(_compose(project, overrides), missing_allowed=True)
+        return _convert(container["image"], ImageConfig, container)
+
+
+def compose_tracking_uri(project: Project) -> str | None:
+    """The tracking URI that the project's configuration names, if any.
+
+    Raises:
+        BadInputError: as `run`.
+    """
+    with _worded(project, ()):
+        uri = _compose(project, ()).tracking.uri
+    return str(uri) if uri else None
+
+
+def options(project: Project, group: str) -> list[str]:
+    """The names in a group, the project's own and the library's."""
+    folders = [project.conf / group, Path(__file__).parent / "conf" / group]
+    return sorted({file.stem for folder in folders if folder.is_dir() for file in folder.glob("*.yaml")})
+
+
+def _register_search_path() -> None:
+    from hydra.core.config_search_path import ConfigSearchPath
+    from hydra.core.plugins import Plugins
+    from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+    class LibraryConf(SearchPathPlugin):
+        """Registered, not discovered: other Hydra programs in this environment stay as they are."""
+
+        def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+            search_path.append(provider="repro", path="pkg://repro.conf")
+
+    Plugins.instance().register(LibraryConf)
+
+
+def _compose(project: Project, overrides: Sequence[str]) -> Any:
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    GlobalHydra.instance().clear()
+    _register_search_path()
+    with initialize_config_dir(str(project.conf), version_base=HYDRA_VERSION_BASE):
+        return hydra_compose("config", overrides=list(overrides))
+
+
+def _composed(config: Any) -> Composed:
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    hydra = HydraConfig.get()
+    multirun = hydra.mode == RunMode.MULTIRUN
+    chosen = hydra.sweep.subdir != "." if multirun else hydra.run.dir != "."
+    return Composed(
+        experiment=_experiment(_to_container(config)),
+        overrides=tuple(hydra.overrides.task),
+        folder=hydra.runtime.output_dir if chosen else None,
+        sweep=str(Path(hydra.sweep.dir).absolute()) if multirun else None,
+    )
+
+
+def _to_container(config: Any, *, missing_allowed: bool = False) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+
+    container = OmegaConf.to_container(config, resolve=True, throw_on_missing=not missing_allowed)
+    return {str(key): value for key, value in container.items() if key != "hydra"}  # type: ignore[union-attr]
+
+
+def _experiment(container: dict[str, Any]) -> Experiment:
+    resources = container.get("resources")
+    if isinstance(resources, dict):
+        for key in ("memory", "shm", "tmp"):
+            if isinstance(resources.get(key), str):
+                resources[key] = _bytes(f"resources.{key}", resources[key])
+    return _convert(container, Experiment, container)
+
+
+def _bytes(key: str, text: str) -> int:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", text.strip().lower())
+    if not match:
+        raise BadInputError(
+            f"{key}: {text!r} is no size", hints=["write bytes, or a number with a unit: 512m, 4g, 4GiB"]
+        )
+    return int(float(match[1]) * UNITS[match[2]])
+
+
+def _convert(raw: Any, kind: type[Struct], container: dict[str, Any]) -> Struct:
+    try:
+        return msgspec.convert(raw, kind)
+    except msgspec.ValidationError as error:
+        what, _, where = str(error).partition(" - at `$")
+        path = where.rstrip("`").lstrip(".")
+        path = ".".join(filter(None, ["image" if kind is ImageConfig else "", path]))
+        if unknown := re.search(r"unknown field `(.*)`", what):
+            key = ".".join(filter(None, [path, unknown[1]]))
+            raise _unknown_key(key, _schema_keys() | set(_flat(container)) - {key}) from error
+        if missing := re.search(r"missing required field `(.*)`", what):
+            key = ".".join(filter(None, [path, missing[1]]))
+            raise _missing_value(key) from error
+        raise BadInputError(f"configuration: {path or 'top level'}: {what[0].lower()}{what[1:]}") from error
+
+
+@contextmanager
+def _worded(project: Project, overrides: Sequence[str]) -> Iterator[None]:
+    """Turn Hydra's, OmegaConf's and YAML's exceptions into one clear sentence with what to try."""
+    import yaml
+    from hydra.errors import HydraException, MissingConfigException
+    from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+    try:
+        yield
+    except MissingMandatoryValue as error:
+        key = str(error.full_key)
+        if key in ("name", "command") and not any(each.startswith("experiment=") for each in overrides):
+            raise _no_experiment(project) from error
+        raise _missing_value(key) from error
+    except MissingConfigException as error:
+        raise _missing_config(project, error) from error
+    except (HydraException, OmegaConfBaseException) as error:
+        raise _composition_error(project, overrides, error) from error
+    except yaml.YAMLError as error:
+        raise BadInputError("a file in conf/ is not valid YAML", evidence=[str(error)]) from error
+
+
+def _no_experiment(project: Project) -> BadInputError:
+    names = options(project, "experiment")
+    if not names:
+        return BadInputError(
+            f"no experiment chosen, and {project.conf / 'experiment'} holds none",
+            hints=["write one: a file conf/experiment/NAME.yaml (docs/experiments.md shows how)"],
+        )
+    return BadInputError("no experiment chosen", hints=[f"experiment={name}" for name in names])
+
+
+def _missing_value(key: str) -> BadInputError:
+    return BadInputError(f"configuration: {key} has no value", hints=[f"give it one: {key}=..."])
+
+
+def _missing_config(project: Project, error: Any) -> BadInputError:
+    group, _, name = str(error.missing_cfg_file or "").strip("/").rpartition("/")
+    names = options(project, group) if group else []
+    if not names:
+        return BadInputError("configuration: " + str(error).splitlines()[0])
+    close = difflib.get_close_matches(name, names, 1)
+    hints = [f"did you mean {group}={close[0]}?"] if close else []
+    return BadInputError(f"there is no {group} {name!r}", hints=[*hints, f"there are: {', '.join(names)}"])
+
+
+def _composition_error(project: Project, overrides: Sequence[str], error: Exception) -> BadInputError:
+    text = str(error)
+    unknown = re.search(r"Could not override '([^']+)'", text) or re.search(r"full_key: (\S+)", text)
+    if unknown and "not in struct" in f"{text} {error.__cause__}":
+        key = unknown[1]
+        others = [each for each in overrides if not each.lstrip("+~").startswith(f"{key}=")]
+        return _unknown_key(key, _known_keys(project, others))
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith("object_type=")]
+    return BadInputError("configuration: " + (lines[0] if lines else type(error).__name__), evidence=lines[1:])
+
+
+def _unknown_key(key: str, known: set[str]) -> BadInputError:
+    close = difflib.get_close_matches(key, sorted(known), 1, cutoff=0.7)
+    by_leaf = [each for each in sorted(known) if each.rpartition(".")[2] == key.rpartition(".")[2]]
+    hints = [f"did you mean {guess}?" for guess in (close or by_leaf)[:1]]
+    if key.startswith("params."):
+        hints.append(f"a new setting of the experiment is added with a plus sign: +{key}=...")
+    else:
+        hints.append(
+            "`repro run experiment=NAME --cfg job` shows every key; an experiment's own settings go below `params`"
+        )
+    return BadInputError(f"configuration: unknown key {key}", hints=hints)
+
+
+def _known_keys(project: Project, overrides: Sequence[str]) -> set[str]:
+    """Keys for "did you mean": the schema's, and those of the configuration as far as it composes."""
+    import yaml
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    groups = [each for each in overrides if each.startswith(("experiment=", "data=", "image=", "resources="))]
+    for attempt in (groups, []):
+        try:
+            config = _to_container(_compose(project, attempt), missing_allowed=True)
+        except (HydraException, OmegaConfBaseException, yaml.YAMLError):
+            continue
+        return _schema_keys() | set(_flat(config)) | {"experiment", "image", "data", "resources"}
+    return _schema_keys()
+
+
+def _schema_keys() -> set[str]:
+    def walk(kind: type[Any], prefix: str) -> Iterator[str]:
+        for field in msgspec.structs.fields(kind):
+            yield prefix + field.name
+            parts = [field.type, *getattr(field.type, "__args__", ())]
+            for part in parts:
+                if isinstance(part, type) and issubclass(part, msgspec.Struct):
+                    yield from walk(part, f"{prefix}{field.name}.")
+
+    return set(walk(Experiment, ""))
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in config.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
