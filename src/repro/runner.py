@@ -1,0 +1,279 @@
+"""Plan -> a finished run: the container, its output, its end, and the record of it all on disk.
+
+It decides nothing and needs the plan alone, so that it can happen on another machine.
+"""
+
+from __future__ import annotations
+
+import getpass
+import hashlib
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from repro.engine import Engine, Exit, GpuRefusedError
+from repro.errors import BadInputError, EngineUnreachableError, EnvironmentUnfitError
+from repro.plan import Plan, gpus_text
+from repro.record import End, Ended, FileUsed, Record, RunFolder, Started
+
+RECONNECT_SECONDS = 15.0
+
+
+def prepare(plan: Plan) -> RunFolder:
+    """Make the run folder, with everything that the container will see in it.
+
+    Raises:
+        EnvironmentUnfitError: the disk does not take it.
+        BadInputError: a run lies there already.
+    """
+    import yaml
+
+    folder = RunFolder(Path(plan.folder))
+    if folder.record.exists():
+        raise BadInputError(f"{folder.path} holds a run already", hints=["choose another hydra.run.dir"])
+    try:
+        for path in (folder.outputs, folder.journal, folder.logs):
+            path.mkdir(parents=True, exist_ok=True)
+        folder.config_json.write_bytes(msgspec.json.encode(plan.planned.config))
+        folder.config_yaml.write_text(yaml.safe_dump(plan.planned.config, sort_keys=False, allow_unicode=True))
+        if plan.diff:
+            folder.diff.write_text(plan.diff)
+        folder.write(Record(planned=plan.planned))
+    except OSError as error:
+        discard(folder)
+        raise EnvironmentUnfitError(
+            f"the run folder {folder.path} cannot be written",
+            evidence=[str(error)],
+            hints=["free some space or make it writable; REPRO_RUNS_DIR or hydra.run.dir puts runs elsewhere"],
+        ) from error
+    return folder
+
+
+def discard(folder: RunFolder) -> None:
+    """Remove what `prepare` made: no run took place."""
+    for path in (folder.outputs, folder.journal, folder.logs):
+        shutil.rmtree(path, ignore_errors=True)
+    for file in (folder.record, folder.config_json, folder.config_yaml, folder.diff):
+        file.unlink(missing_ok=True)
+    if folder.path.is_dir() and not any(folder.path.iterdir()):
+        folder.path.rmdir()
+
+
+def execute(
+    plan: Plan,
+    engine: Engine,
+    *,
+    started: Callable[[RunFolder, Record], None] = lambda _folder, _record: None,
+    output: Callable[[bytes], None] = lambda _chunk: None,
+    say: Callable[[str], None] = lambda _line: None,
+) -> Record:
+    """Run the plan's container to its end and return the finished record, which is on disk as well.
+
+    `started` is called when the container runs, `output` with what it prints, in another thread.
+    Ctrl-C (KeyboardInterrupt) stops the container and ends as a record that says `killed`.
+
+    Raises:
+        EnvironmentUnfitError: the container could not be started; no run took place and nothing is left.
+    """
+    folder = prepare(plan)
+    container = ""
+    try:
+        container = engine.create(plan.container)
+        container, gpus, notices = _start(plan, engine, container)
+    except BaseException:
+        if container:
+            engine.remove(container)
+        discard(folder)
+        raise
+    at = datetime.now(timezone.utc)
+    record = Record(planned=plan.planned, started=Started(at=at, container=container, gpus=gpus, notices=notices))
+    folder.write(record)
+    for notice in notices:
+        say(notice)
+    started(folder, record)
+    ended = _supervise(plan, engine, container, folder, output, say)
+    record = msgspec.structs.replace(record, ended=ended)
+    folder.write(record)
+    return record
+
+
+def _start(plan: Plan, engine: Engine, container: str) -> tuple[str, str, tuple[str, ...]]:
+    """Start the container; with `gpus: auto` on an engine without GPUs, one without them in its place."""
+    try:
+        engine.start(container)
+    except GpuRefusedError as refusal:
+        if not plan.cpu_fallback:
+            raise
+        engine.remove(container)
+        container = engine.create(msgspec.structs.replace(plan.container, gpus=()))
+        engine.start(container)
+        why = "; ".join(refusal.evidence).splitlines()[-1]
+        return container, "none", (f"NO GPU: this engine offers none, so the run is on the CPU ({why})",)
+    return container, gpus_text(plan.container.gpus).replace("id ", ""), ()
+
+
+def _supervise(
+    plan: Plan,
+    engine: Engine,
+    container: str,
+    folder: RunFolder,
+    output: Callable[[bytes], None],
+    say: Callable[[str], None],
+) -> Ended:
+    pump = _Pump(engine, container, folder.output_log, output)
+    pump.start()
+    stopped: End | None = None
+    exited: Exit | None = None
+    try:
+        exited = _wait(engine, container, plan.time_limit, say)
+        if exited is None:
+            stopped = End.TIMEOUT
+            say(f"time limit of {plan.time_limit:g} s reached: stopping the container")
+            engine.stop(container, plan.stop_grace)
+    except KeyboardInterrupt:
+        stopped = End.KILLED
+        _interrupt(engine, container, plan.stop_grace, say)
+    except EngineUnreachableError as error:
+        pump.give_up()
+        return _ended(End.LOST, None, f"the engine went away and did not come back: {error.what}", folder)
+    exited = exited or engine.wait(container)
+    pump.finish()
+    engine.remove(container)
+    assert exited is not None  # noqa: S101 - `wait` without a time limit ends with an exit
+    end, reason = verdict(exited, stopped, plan)
+    return _ended(end, exited.code, reason, folder)
+
+
+def _ended(end: End, exit_code: int | None, reason: str, folder: RunFolder) -> Ended:
+    return Ended(
+        at=datetime.now(timezone.utc), end=end, exit_code=exit_code, reason=reason, outputs=manifest(folder.outputs)
+    )
+
+
+def _wait(engine: Engine, container: str, time_limit: float | None, say: Callable[[str], None]) -> Exit | None:
+    """Wait for the end, through a restart of the engine that keeps its containers; None: the time is up."""
+    deadline = None if time_limit is None else time.monotonic() + time_limit
+    while True:
+        try:
+            left = None if deadline is None else max(0.1, deadline - time.monotonic())
+            return engine.wait(container, timeout=left)
+        except EngineUnreachableError:
+            say(f"the engine does not answer; waiting up to {RECONNECT_SECONDS:g} s for it to come back")
+            _reconnect(engine, container)
+
+
+def _reconnect(engine: Engine, container: str) -> None:
+    give_up = time.monotonic() + RECONNECT_SECONDS
+    while True:
+        try:
+            engine.exit(container)
+        except EngineUnreachableError:
+            if time.monotonic() > give_up:
+                raise
+            time.sleep(0.5)
+        else:
+            return
+
+
+def _interrupt(engine: Engine, container: str, grace: float, say: Callable[[str], None]) -> None:
+    say(f"stopping the container (up to {grace:g} s; Ctrl-C again kills it)")
+    try:
+        engine.stop(container, grace)
+    except KeyboardInterrupt:
+        engine.kill(container)
+
+
+def verdict(exited: Exit, stopped: End | None, plan: Plan) -> tuple[End, str]:
+    """How the run ended and why, in words; `stopped` is what we did to it."""
+    if stopped is End.KILLED:
+        return End.KILLED, "stopped by the user"
+    if stopped is End.TIMEOUT:
+        return End.TIMEOUT, f"stopped at its time limit of {plan.time_limit:g} s (resources.time_limit)"
+    if exited.code == 0:
+        return End.FINISHED, "exit code 0"
+    if exited.oom:
+        limit = f" at {plan.container.memory / 2**30:g} GiB" if plan.container.memory else ""
+        return End.OOM, f"out of memory{limit}: raise resources.memory, or use less"
+    if exited.code in (137, 143):
+        signal = "SIGKILL" if exited.code == 137 else "SIGTERM"
+        return End.KILLED, f"ended from outside by {signal}"
+    return End.FAILED, f"exit code {exited.code}" + (f": {exited.error}" if exited.error else "")
+
+
+def manifest(outputs: Path) -> tuple[FileUsed, ...]:
+    """Path, size and sha256 of every regular file below `outputs`, sorted by path."""
+    files = []
+    for path in sorted(outputs.rglob("*")):
+        if path.is_file() and not path.is_symlink():
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else _digest(file)
+            relative = path.relative_to(outputs).as_posix()
+            files.append(FileUsed(path=relative, size=path.stat().st_size, sha256=digest.hexdigest()))
+    return tuple(files)
+
+
+def _digest(file: Any) -> Any:
+    hasher = hashlib.sha256()  # Python 3.10 has no file_digest
+    while block := file.read(1 << 20):
+        hasher.update(block)
+    return hasher
+
+
+class _Pump(threading.Thread):
+    """Copies the container's output to its log and to the caller, also through a restart of the engine."""
+
+    def __init__(self, engine: Engine, container: str, log: Path, output: Callable[[bytes], None]) -> None:
+        super().__init__(daemon=True, name="container output")
+        self.engine, self.container, self.log, self.output = engine, container, log, output
+        self.delivered = 0
+        self.over = threading.Event()
+
+    def run(self) -> None:
+        with self.log.open("wb", buffering=0) as log:
+            while not self._copy(log) and not self.over.wait(0.5):
+                pass
+
+    def _copy(self, log: Any) -> bool:
+        """One stream from the container's first byte on, without those delivered before; True at its true end."""
+        skip = self.delivered
+        try:
+            for chunk in self.engine.output(self.container):
+                fresh = chunk[skip:]
+                skip = max(0, skip - len(chunk))
+                self.delivered += len(fresh)
+                if fresh:
+                    self._write(log, fresh)
+                    self.output(fresh)
+            # an engine that is killed ends its streams like one that is done
+            return self.engine.exit(self.container) is not None
+        except EnvironmentUnfitError:
+            return False
+
+    def _write(self, log: Any, chunk: bytes) -> None:
+        try:
+            log.write(chunk)
+        except OSError:  # a full disk must not stop the run; the engine still holds the output
+            return
+
+    def finish(self) -> None:
+        """The container is over: let what it printed last arrive."""
+        self.join(timeout=10)
+        self.over.set()
+
+    def give_up(self) -> None:
+        self.over.set()
+
+
+def user_name() -> str:
+    """Who runs this, by name where the system knows one."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
