@@ -7,6 +7,7 @@ for our process only: a project adds to them and overrides them file by file.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import os
 import re
 import sys
@@ -17,9 +18,11 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from repro import __version__
 from repro.errors import BadInputError
 from repro.experiment import Experiment, ImageConfig, Value
-from repro.project import Project
+from repro.project import Project, ignored_folder
+from repro.record import write_atomic
 
 HYDRA_VERSION_BASE = "1.3"
 Struct = TypeVar("Struct", bound=msgspec.Struct)
@@ -77,12 +80,42 @@ def compose(project: Project, overrides: Sequence[str]) -> Experiment:
 def compose_image(project: Project, overrides: Sequence[str]) -> ImageConfig:
     """The image alone: no experiment has to be chosen.
 
+    The answer is kept, for as long as no file in conf/ changes: importing Hydra takes several times as long as all
+    the rest of `repro rebuild --if-changed`.
+
     Raises:
         BadInputError: as `run`.
     """
+    kept = project.scratch / "image-config.json"
+    key = _state(project, overrides)
+    if key and (image := _recall(kept, key)):
+        return image
     with _worded(project, overrides):
         container = _to_container(_compose(project, overrides), missing_allowed=True)
-        return _convert(container["image"], ImageConfig, container)
+        image = _convert(container["image"], ImageConfig, container)
+    if key:
+        ignored_folder(project.scratch)
+        write_atomic(kept, msgspec.json.encode({"key": key, "image": image}))
+    return image
+
+
+def _state(project: Project, overrides: Sequence[str]) -> str:
+    """What a composed image depends on, as one digest; "" when that is more than files and arguments."""
+    hasher = hashlib.sha256(f"{__version__} {list(overrides)!r}".encode())
+    for file in sorted(project.conf.rglob("*.yaml")):
+        text = file.read_bytes()
+        if b"${" in text and b"oc.env" in text:
+            return ""
+        hasher.update(b"%d " % len(text) + os.fsencode(file) + b"\0" + text)
+    return hasher.hexdigest()
+
+
+def _recall(kept: Path, key: str) -> ImageConfig | None:
+    try:
+        found = msgspec.json.decode(kept.read_bytes())
+        return msgspec.convert(found["image"], ImageConfig) if found["key"] == key else None
+    except (OSError, KeyError, TypeError, msgspec.MsgspecError):
+        return None
 
 
 def compose_tracking_uri(project: Project) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from repro.errors import BadInputError
+from repro.errors import BadInputError, EnvironmentUnfitError
 
 
 class Project:
@@ -43,3 +43,17 @@ def cache_folder() -> Path:
     import platformdirs
 
     return Path(platformdirs.user_cache_dir("repro"))
+
+
+def ignored_folder(folder: Path) -> Path:
+    """Make a folder of ours in the user's project, ignored by git whatever their .gitignore says."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        marker = folder / ".gitignore"
+        if not marker.exists():
+            marker.write_text("*\n")
+    except OSError as error:
+        raise EnvironmentUnfitError(
+            f"{folder} cannot be written", evidence=[str(error)], hints=["free some space, or make it writable"]
+        ) from error
+    return folder

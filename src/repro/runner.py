@@ -18,12 +18,13 @@ from typing import Any
 
 import msgspec
 
-from repro.engine import Engine, Exit, GpuRefusedError
+from repro.engine import Engine, Exit, GpuRefusedError, command_not_found
 from repro.errors import BadInputError, EngineUnreachableError, EnvironmentUnfitError
 from repro.plan import Plan, gpus_text
 from repro.record import End, Ended, FileUsed, Record, RunFolder, Started
 
 RECONNECT_SECONDS = 15.0
+STOPPED_BY_USER = "stopped by the user"
 
 
 def prepare(plan: Plan) -> RunFolder:
@@ -99,6 +100,9 @@ def execute(
         say(notice)
     started(folder, record)
     ended = _supervise(plan, engine, container, folder, output, say)
+    if refusal := _init_refusal(ended, folder):
+        discard(folder)
+        raise command_not_found(refusal)
     record = msgspec.structs.replace(record, ended=ended)
     folder.write(record)
     return record
@@ -151,6 +155,14 @@ def _supervise(
     return _ended(end, exited.code, reason, folder)
 
 
+def _init_refusal(ended: Ended, folder: RunFolder) -> str:
+    """What the container's init says when it cannot start the command; "" when the command did start."""
+    if ended.exit_code not in (126, 127) or not folder.output_log.is_file():
+        return ""
+    text = folder.output_log.read_text(errors="replace")[:1000]
+    return text.strip() if text.startswith("[FATAL tini") else ""
+
+
 def _ended(end: End, exit_code: int | None, reason: str, folder: RunFolder) -> Ended:
     return Ended(
         at=datetime.now(timezone.utc), end=end, exit_code=exit_code, reason=reason, outputs=manifest(folder.outputs)
@@ -193,7 +205,7 @@ def _interrupt(engine: Engine, container: str, grace: float, say: Callable[[str]
 def verdict(exited: Exit, stopped: End | None, plan: Plan) -> tuple[End, str]:
     """How the run ended and why, in words; `stopped` is what we did to it."""
     if stopped is End.KILLED:
-        return End.KILLED, "stopped by the user"
+        return End.KILLED, STOPPED_BY_USER
     if stopped is End.TIMEOUT:
         return End.TIMEOUT, f"stopped at its time limit of {plan.time_limit:g} s (resources.time_limit)"
     if exited.code == 0:

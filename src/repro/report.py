@@ -1,0 +1,130 @@
+"""Records -> text for people and JSON for programs; pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from repro.record import End, Record, RunFolder
+
+LAST_LINES = 20
+
+
+def summary(record: Record, folder: RunFolder, metrics: Mapping[str, float], mlflow: str) -> str:
+    """The answer of a run: what it was, what came out, where it is."""
+    planned = record.planned
+    lines = [f"{planned.name}: {outcome(record)}"]
+    rows = {
+        "run": planned.run,
+        "image": f"{planned.image.tag}  {short(planned.image.id)}",
+        "commit": planned.code.commit[:12] + ("  (with uncommitted changes)" if planned.code.dirty else ""),
+        "gpus": record.started.gpus if record.started else planned.gpus_asked,
+        "metrics": "  ".join(f"{key} {value:.6g}" for key, value in metrics.items()) or "none logged",
+        "outputs": f"{folder.outputs}{_outputs(record)}",
+        "mlflow": mlflow,
+    }
+    return "\n".join([*lines, *(f"  {key:<8} {value}" for key, value in rows.items())])
+
+
+def outcome(record: Record) -> str:
+    """One sentence on how far a run has come."""
+    if record.ended is None:
+        return record.state
+    seconds = duration(record)
+    return f"{record.ended.end.value} after {seconds:.1f} s ({record.ended.reason})"
+
+
+def duration(record: Record) -> float:
+    """Seconds from the start of the container to its end, or to now."""
+    if record.started is None:
+        return 0.0
+    end = record.ended.at if record.ended else datetime.now(timezone.utc)
+    return (end - record.started.at).total_seconds()
+
+
+def short(image_id: str) -> str:
+    """An id as people compare it: sha256:0123456789ab."""
+    kind, _, digest = image_id.rpartition(":")
+    return f"{kind}:{digest[:12]}" if kind else digest[:12]
+
+
+def _outputs(record: Record) -> str:
+    if record.ended is None:
+        return ""
+    files = record.ended.outputs
+    return f"  ({len(files)} files, {size(sum(file.size for file in files))})"
+
+
+def size(count: float) -> str:
+    """Bytes for people, in powers of 1000 as `docker image ls` shows them."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def age(then: datetime, now: datetime) -> str:
+    """How long ago, in the largest unit that is not zero."""
+    seconds = max(0.0, (now - then).total_seconds())
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def failure(record: Record, folder: RunFolder) -> str:
+    """Why a run did not finish: its exit code, its last lines, its log."""
+    ended = record.ended
+    if ended is None:
+        return outcome(record)
+    lines = [f"{record.planned.name} {_PAST[ended.end]}: {ended.reason}"]
+    lines += [f"  | {line}" for line in last_lines(folder.output_log)]
+    return "\n".join([*lines, f"  log  {folder.output_log}"])
+
+
+_PAST = {
+    End.FINISHED: "finished",
+    End.FAILED: "failed",
+    End.KILLED: "was stopped",
+    End.TIMEOUT: "took too long",
+    End.OOM: "ran out of memory",
+    End.LOST: "was lost",
+}
+
+
+def last_lines(log: Path, count: int = LAST_LINES) -> list[str]:
+    """The end of a log, without reading all of it."""
+    if not log.is_file():
+        return []
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - 64 * 1024))
+        return file.read().decode(errors="replace").splitlines()[-count:]
+
+
+def as_json(value: Any) -> str:
+    """Any value of ours as JSON, for --json."""
+    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
+
+
+def table(titles: Sequence[str], rows: Sequence[Sequence[str]], width: int | None = None) -> str:
+    """Rows in columns."""
+    import io
+
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    grid = Table(*titles, box=box.SIMPLE_HEAD, pad_edge=False, header_style="")
+    for column in grid.columns:
+        column.overflow = "fold"
+    for row in rows:
+        grid.add_row(*row)
+    console = Console(file=io.StringIO(), width=width or 200, color_system=None)
+    console.print(grid)
+    text: str = console.file.getvalue()  # type: ignore[attr-defined]
+    return "\n".join(line.rstrip() for line in text.strip("\n").splitlines())

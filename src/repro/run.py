@@ -1,0 +1,230 @@
+"""`python -m repro.run experiment=NAME [overrides]`: compose, plan, run, record, print, exit."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import secrets
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
+from functools import cached_property
+from pathlib import Path
+
+from repro import config, image, journal, lockfile, report, runner, source
+from repro import plan as planning
+from repro.display import Display
+from repro.engine import Engine, EngineFacts, connect
+from repro.errors import ExitCode, ReproError
+from repro.experiment import Experiment, ImageConfig
+from repro.project import Project, cache_folder, ignored_folder
+from repro.record import DatasetUsed, End, ImageUsed, Record, RunFolder
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags that are ours; every other argument is Hydra's."""
+    flags = argparse.ArgumentParser(prog="repro run", add_help=False, allow_abbrev=False)
+    flags.add_argument("--plan", action="store_true", help="print what would run, and run nothing")
+    flags.add_argument("--locked", action="store_true", help="refuse when the image does not match repro.lock")
+    flags.add_argument("--json", action="store_true", help="print the record instead of the summary")
+    flags.add_argument("-v", "--verbose", action="store_true", help="stream the build's and the container's output")
+    return flags
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one experiment, or several with Hydra's `-m`; the exit code."""
+    flags, for_hydra = parser().parse_known_args(arguments)
+    display = Display(verbose=flags.verbose)
+    return guarded(display, lambda: _main(flags, for_hydra, tuple(arguments), display))
+
+
+def _main(flags: argparse.Namespace, for_hydra: list[str], argv: tuple[str, ...], display: Display) -> int:
+    session = Session(Project.find(Path.cwd()), display, argv=argv, locked=flags.locked)
+    codes: list[int] = []
+
+    def job(compose: Callable[[], config.Composed]) -> None:
+        try:
+            codes.append(_job(session, compose(), flags, display))
+        except ReproError as error:  # not through Hydra, which would print it in its own way
+            display.error(error)
+            codes.append(error.exit_code)
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's stop is a Ctrl-C
+    try:
+        config.run(session.project, for_hydra, job)
+    finally:
+        session.close()
+    return max(codes, default=ExitCode.OK)
+
+
+def _job(session: Session, composed: config.Composed, flags: argparse.Namespace, display: Display) -> int:
+    plan = session.plan(composed)
+    if flags.plan:
+        print(report.as_json(plan))
+        return ExitCode.OK
+    record, folder = session.execute(plan, composed)
+    mlflow = session.tracked(record)
+    metrics = journal.latest(folder)
+    print(report.as_json(record) if flags.json else report.summary(record, folder, metrics, mlflow), flush=True)
+    ended = record.ended
+    if ended is None or ended.end is End.FINISHED:
+        return ExitCode.OK
+    display.line(f"repro: {report.failure(record, folder)}")
+    if ended.end is End.KILLED and ended.reason == runner.STOPPED_BY_USER:
+        raise KeyboardInterrupt  # it is meant for the whole multirun
+    return ExitCode.ENVIRONMENT if ended.end is End.LOST else ExitCode.NO
+
+
+def guarded(display: Display, action: Callable[[], int]) -> int:
+    """The exit code of `action`; a user's error is printed, a bug of ours keeps its traceback."""
+    try:
+        return int(action())
+    except ReproError as error:
+        display.error(error)
+        return int(error.exit_code)
+    except KeyboardInterrupt:
+        display.line("repro: interrupted")
+        return int(ExitCode.INTERRUPTED)
+
+
+class Session:
+    """What the jobs of one command share: one snapshot, one engine, one image for each spec, one follower."""
+
+    def __init__(self, project: Project, display: Display, *, argv: tuple[str, ...], locked: bool = False) -> None:
+        self.project, self.display, self.argv, self.locked = project, display, argv, locked
+        self.images: dict[str, image.Image] = {}
+
+    @cached_property
+    def engine(self) -> Engine:
+        return connect()
+
+    @cached_property
+    def facts(self) -> EngineFacts:
+        return self.engine.facts()
+
+    @cached_property
+    def code(self) -> tuple[source.Snapshot, Path, str]:
+        """The snapshot, its export, and its uncommitted changes as text."""
+        with self.display.step("code") as step:
+            snapshot = source.capture(self.project.root, say=step.say)
+            folder = source.export(snapshot, self.project.root, ignored_folder(self.project.scratch) / "code")
+            step.detail = f"{snapshot.commit[:12]}" + (" with uncommitted changes" if snapshot.dirty else "")
+        for name in snapshot.suspicious:
+            self.display.notice(f"{name} looks like a secret and is in the snapshot: add it to .gitignore")
+        return snapshot, folder, source.diff_text(snapshot, self.project.root)
+
+    def image(self, wanted: ImageConfig) -> image.Image:
+        """The image of a configuration, built when it is missing."""
+        spec = image.ImageSpec.read(wanted, self.project.root)
+        if spec.digest not in self.images:
+            if self.locked:
+                lockfile.require(lockfile.read(self.project.lock), wanted.variant, spec)
+            with self.display.step("image") as step:
+                log = ignored_folder(self.project.scratch) / "logs" / f"build-{spec.digest[:16]}.log"
+                made = image.ensure(spec, self.engine, root=self.project.root, say=step.say, build_log=log)
+                step.detail = f"{made.tag} {'built' if made.built else 'present'}"
+            if self.locked:
+                lockfile.require(lockfile.read(self.project.lock), wanted.variant, spec, made)
+            self.images[spec.digest] = made
+        return self.images[spec.digest]
+
+    def data(self, experiment: Experiment) -> tuple[DatasetUsed, ...]:
+        """The datasets of an experiment, fetched and verified."""
+        if not experiment.data:
+            return ()
+        from repro import data
+
+        with self.display.step("data") as step:
+            fetched = tuple(
+                data.fetch(
+                    name,
+                    dataset,
+                    cache=cache_folder(),
+                    local=os.environ.get("REPRO_DATA_SOURCE"),
+                    say=step.say,
+                    progress=self.display.live,
+                )
+                for name, dataset in experiment.data.items()
+            )
+            step.detail = ", ".join(f"{each.name} ({len(each.files)} files)" for each in fetched)
+        return fetched
+
+    def plan(self, composed: config.Composed, *, name_suffix: str = "") -> planning.Plan:
+        """Everything decided; what is missing (image, data) has been made."""
+        experiment = composed.experiment
+        snapshot, code_folder, diff = self.code
+        made = self.image(experiment.image)
+        facts = self.engine.image(made.id)
+        ingredients = planning.Ingredients(
+            code=snapshot.code(),
+            code_folder=str(code_folder),
+            diff=diff,
+            image=ImageUsed(
+                variant=experiment.image.variant,
+                tag=made.tag,
+                id=made.id,
+                spec=made.spec,
+                base=made.base,
+                base_resolved=made.base_resolved,
+                platform=made.platform,
+                digest=made.digest,
+            ),
+            image_env=facts.env if facts else (),
+            data=self.data(experiment),
+            engine=self.facts,
+        )
+        return planning.decide(experiment, ingredients, self.circumstances(composed, name_suffix))
+
+    def circumstances(self, composed: config.Composed, name_suffix: str) -> planning.Circumstances:
+        """Time, place and person."""
+        created = datetime.now(timezone.utc)
+        run = planning.run_id(composed.experiment.name + name_suffix, created, secrets.token_bytes(3))
+        tracking = composed.experiment.tracking
+        uri = None
+        if tracking.enabled:
+            from repro import tracking as door
+
+            uri = door.resolve_uri(tracking.uri, self.project)
+        return planning.Circumstances(
+            run=run,
+            created=created,
+            project=str(self.project.root),
+            folder=composed.folder or str(self.project.runs / run),
+            argv=self.argv,
+            overrides=composed.overrides,
+            uid=os.getuid(),
+            gid=os.getgid(),
+            user=runner.user_name(),
+            tracking_uri=uri,
+        )
+
+    def execute(self, plan: planning.Plan, composed: config.Composed) -> tuple[Record, RunFolder]:
+        """Run the plan, followed by MLflow."""
+        ignored_folder(self.project.runs)
+        folder = RunFolder(Path(plan.folder))
+        with self.display.step("run") as step:
+            record = runner.execute(
+                plan,
+                self.engine,
+                started=lambda folder, record: self._started(folder, record, composed),
+                output=step.output,
+                say=self.display.notice,
+            )
+            step.detail = report.outcome(record)
+        return record, folder
+
+    def _started(self, folder: RunFolder, record: Record, composed: config.Composed) -> None:
+        if composed.folder:  # every verb finds a run by its id below runs/
+            (self.project.runs / record.planned.run).symlink_to(folder.path, target_is_directory=True)
+
+    def tracked(self, record: Record) -> str:
+        """What to tell the user of MLflow."""
+        return ""
+
+    def close(self) -> None:
+        """Let go of what the session holds."""
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
