@@ -276,7 +276,7 @@ def _composition_error(project: Project, overrides: Sequence[str], error: Except
 def _unknown_key(key: str, known: set[str]) -> BadInputError:
     close = difflib.get_close_matches(key, sorted(known), 1, cutoff=0.7)
     by_leaf = [each for each in sorted(known) if each.rpartition(".")[2] == key.rpartition(".")[2]]
-    hints = [f"did you mean {guess}?" for guess in (close or by_leaf)[:1]]
+    hints = [f"did you mean {guess}?" for guess in (by_leaf or close)[:1]]
     if key.startswith("params."):
         hints.append(f"a new setting of the experiment is added with a plus sign: +{key}=...")
     else:

@@ -83,7 +83,7 @@ def decide(experiment: Experiment, ingredients: Ingredients, circumstances: Circ
         argv=circumstances.argv,
         overrides=circumstances.overrides,
         command=experiment.command,
-        config=msgspec.to_builtins(experiment),
+        config=msgspec.json.decode(msgspec.json.encode(experiment)),
         code=ingredients.code,
         image=ingredients.image,
         data=ingredients.data,

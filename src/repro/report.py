@@ -115,11 +115,10 @@ def table(titles: Sequence[str], rows: Sequence[Sequence[str]], width: int | Non
     """Rows in columns."""
     import io
 
-    from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    grid = Table(*titles, box=box.SIMPLE_HEAD, pad_edge=False, header_style="")
+    grid = Table(*titles, box=None, pad_edge=False, padding=(0, 1), header_style="")
     for column in grid.columns:
         column.overflow = "fold"
     for row in rows:
@@ -127,4 +126,4 @@ def table(titles: Sequence[str], rows: Sequence[Sequence[str]], width: int | Non
     console = Console(file=io.StringIO(), width=width or 200, color_system=None)
     console.print(grid)
     text: str = console.file.getvalue()  # type: ignore[attr-defined]
-    return "\n".join(line.rstrip() for line in text.strip("\n").splitlines())
+    return "\n".join(line.rstrip() for line in text.splitlines())

@@ -1,0 +1,248 @@
+"""`repro VERB`: parse, wire, print, exit. A verb is one function that reads like what it does.
+
+Nothing heavy is imported before a verb needs it: `repro rebuild --if-changed` answers in a tenth of a second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+
+from repro import __version__, report
+from repro.display import Display
+from repro.errors import BadInputError, EnvironmentUnfitError, ExitCode, RefusedError
+from repro.project import Project, ignored_folder
+from repro.record import Record, RunFolder, folders
+from repro.run import guarded
+
+OVERRIDES = "Hydra overrides, such as image=debian"
+
+
+def entry() -> None:
+    """The console script."""
+    sys.exit(main(sys.argv[1:]))
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Do what a verb says; the exit code."""
+    if arguments and arguments[0] == "run":  # Hydra's flags and ours share that line: `run` parses it itself
+        from repro import run
+
+        return run.main(arguments[1:])
+    parsed = parser().parse_args(arguments)
+    display = Display(verbose=getattr(parsed, "verbose", False))
+    return guarded(display, lambda: parsed.verb(parsed, display))
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every verb with its arguments."""
+    top = argparse.ArgumentParser(
+        prog="repro", description="Run an experiment in a container named by its content, and get any old run back."
+    )
+    top.add_argument("--version", action="version", version=f"repro {__version__}")
+    verbs = top.add_subparsers(required=True, metavar="VERB")
+    verbs.add_parser("run", help="run an experiment: repro run experiment=NAME [overrides] [-m]; --help is Hydra's")
+
+    def add(verb: object, name: str, text: str, *, json: bool = False) -> argparse.ArgumentParser:
+        command = verbs.add_parser(name, help=text, description=text)
+        command.set_defaults(verb=verb)
+        if json:
+            command.add_argument("--json", action="store_true", help="print JSON")
+        return command
+
+    command = add(rebuild, "rebuild", "build the image of the configuration", json=True)
+    command.add_argument("overrides", nargs="*", help=OVERRIDES)
+    mode = command.add_mutually_exclusive_group()
+    mode.add_argument("--if-changed", action="store_true", help="do nothing when the image is there")
+    mode.add_argument("--check", action="store_true", help="only answer: exit 0 up to date, 1 out of date")
+    command.add_argument("--no-cache", action="store_true", help="build every step again")
+    command.add_argument("--pull", action="store_true", help="ask the registry for a newer base first")
+    command.add_argument("-v", "--verbose", action="store_true", help="stream the build's output")
+
+    add(images, "images", "images of this project: tag, id, size, age, runs that used them", json=True)
+    command = add(prune, "prune", "remove images that no recorded run needs; lists them first", json=True)
+    command.add_argument("--yes", action="store_true", help="do not ask")
+    command.add_argument("--force", action="store_true", help="also images that recorded runs need")
+
+    command = add(shell, "shell", "an interactive shell in exactly the container of an experiment")
+    command.add_argument("overrides", nargs="*", help="experiment=NAME and further overrides")
+    command.add_argument("--command", default="", help="what to start in place of bash (or sh)")
+
+    add(runs, "runs", "recorded runs, newest first", json=True)
+    command = add(show, "show", "one run: what it was, what came out", json=True)
+    command.add_argument("run", nargs="?", default="latest", help="run id, MLflow run id, a unique prefix, or latest")
+    command = add(logs, "logs", "what a run printed")
+    command.add_argument("run", nargs="?", default="latest", help="as for show")
+    command = add(sync, "sync", "bring MLflow up to date with the run folders", json=True)
+    command.add_argument("run", nargs="?", help="as for show; without it, every run that is not in MLflow yet")
+
+    command = add(ui, "ui", "open the project's runs in MLflow's own pages")
+    command.add_argument("run", nargs="?", help="show this run, as for show")
+    command.add_argument("--port", type=int, default=0, help="default: any free port")
+    command = add(doctor, "doctor", "what this machine can and cannot do", json=True)
+    command.add_argument("--write", action="store_true", help="note the image variant in conf/local/default.yaml")
+    add(init, "init", "make conf/ and docker/ in this folder")
+    return top
+
+
+def find(project: Project, wanted: str) -> tuple[Record, RunFolder]:
+    """The run of an id, an MLflow run id, a unique prefix of either, or `latest`.
+
+    Raises:
+        BadInputError: none, or several.
+    """
+    from repro import tracking
+
+    everything = list(folders(project.runs))
+    if not everything:
+        raise BadInputError(f"no run is recorded in {project.runs}", hints=["make one: `repro run experiment=NAME`"])
+    if wanted == "latest":
+        return everything[-1].read(), everything[-1]
+    found = [folder for folder in everything if folder.path.name.startswith(wanted)]
+    found = found or [folder for folder in everything if tracking.mlflow_run(folder).startswith(wanted)]
+    if len(found) == 1:
+        return found[0].read(), found[0]
+    if not found:
+        raise BadInputError(f"no run begins with {wanted!r}", hints=["`repro runs` lists them"])
+    raise BadInputError(
+        f"{wanted!r} is the beginning of {len(found)} runs", evidence=[folder.path.name for folder in found]
+    )
+
+
+# verbs ----------------------------------------------------------------------------------------------------------
+
+
+def rebuild(args: argparse.Namespace, display: Display) -> int:
+    """The image of the configuration: look, or build and lock."""
+    from repro import config, image, lockfile
+    from repro.engine import connect, glance
+
+    project = Project.find(Path.cwd())
+    spec = image.ImageSpec.read(config.compose_image(project, args.overrides), project.root)
+    if args.check or args.if_changed:
+        present = image.accepted(spec, glance(spec.tag))
+        if present or args.check:
+            answer = {"tag": spec.tag, "spec": spec.digest, "present": bool(present)}
+            state = "up to date" if present else "out of date: `repro rebuild` builds it"
+            print(report.as_json(answer) if args.json else f"{spec.tag}  {state}")
+            return ExitCode.OK if present else ExitCode.NO
+    with display.step("image") as step:
+        log = ignored_folder(project.scratch) / "logs" / f"build-{spec.digest[:16]}.log"
+        made = image.ensure(
+            spec, connect(), root=project.root, say=step.say, build_log=log, no_cache=args.no_cache, pull=args.pull
+        )
+        step.detail = f"{made.tag} {'built' if made.built else 'present'}"
+    lockfile.note(project.lock, spec, made)
+    print(report.as_json(made) if args.json else f"{made.tag}  {report.short(made.id)}")
+    return ExitCode.OK
+
+
+def images(args: argparse.Namespace, _display: Display) -> int:
+    """What `docker image ls` cannot tell: which runs need an image."""
+    from repro import housekeeping
+    from repro.engine import connect
+
+    rows = housekeeping.images(connect(), _runs_or_none())
+    if args.json:
+        print(report.as_json(rows))
+        return ExitCode.OK
+    now = datetime.now(timezone.utc)
+    cells = [
+        (row.tag, report.short(row.id), report.size(row.size), report.age(row.created, now), str(len(row.runs)))
+        for row in rows
+    ]
+    print(report.table(("TAG", "ID", "SIZE", "AGE", "RUNS"), cells) if cells else "no images yet")
+    return ExitCode.OK
+
+
+def prune(args: argparse.Namespace, display: Display) -> int:
+    """List what can go, ask, remove."""
+    from repro import housekeeping, lockfile
+    from repro.engine import connect
+
+    project, engine = Project.find(Path.cwd()), connect()
+    rows = housekeeping.images(engine, project.runs)
+    plan = housekeeping.plan_prune(rows, lockfile.read(project.lock), force=args.force)
+    if args.json and not args.yes:
+        print(report.as_json(plan))
+        return ExitCode.OK
+    for kept in plan.kept:
+        display.line(f"keeps    {kept.tag}  {kept.why}")
+    for row in plan.removed:
+        display.line(f"removes  {row.tag}  {report.size(row.size)}")
+    if not plan.removed:
+        display.line("nothing to remove")
+        return ExitCode.OK
+    if not args.yes and not _asked(f"remove {len(plan.removed)} images?"):
+        raise RefusedError("nothing removed", hints=["answer y, or use --yes"])
+    housekeeping.prune(engine, plan)
+    print(report.as_json(plan) if args.json else f"removed {len(plan.removed)} images")
+    return ExitCode.OK
+
+
+def _asked(question: str) -> bool:
+    if not sys.stdin.isatty():
+        return False
+    return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+
+
+def _runs_or_none() -> Path | None:
+    """The runs of the project around us; images can be listed from anywhere."""
+    try:
+        return Project.find(Path.cwd()).runs
+    except BadInputError:
+        return None
+
+
+def shell(args: argparse.Namespace, display: Display) -> int:
+    """The seed's `docker run -it`, in exactly the container that the experiment would get."""
+    from repro import run
+
+    return run.shell(args.overrides, args.command, display)
+
+
+def runs(args: argparse.Namespace, _display: Display) -> int:
+    """Every recorded run."""
+    records = [folder.read() for folder in folders(Project.find(Path.cwd()).runs)][::-1]
+    if args.json:
+        print(report.as_json(records))
+        return ExitCode.OK
+    now = datetime.now(timezone.utc)
+    cells = [
+        (
+            record.planned.run,
+            record.state,
+            f"{report.duration(record):.1f} s",
+            report.age(record.planned.created, now),
+            record.planned.image.tag,
+            record.planned.code.commit[:8] + ("+" if record.planned.code.dirty else ""),
+        )
+        for record in records
+    ]
+    print(report.table(("RUN", "STATE", "TOOK", "AGE", "IMAGE", "COMMIT"), cells) if cells else "no runs yet")
+    return ExitCode.OK
+
+
+def show(args: argparse.Namespace, _display: Display) -> int:
+    """One run."""
+    from repro import journal, tracking
+
+    record, folder = find(Project.find(Path.cwd()), args.run)
+    if args.json:
+        print(report.as_json(record))
+    else:
+        print(report.summary(record, folder, journal.latest(folder), tracking.status(folder)))
+    return ExitCode.OK
+
+
+def logs(args: argparse.Namespace, _display: Display) -> int:
+    """What a run printed, byte for byte."""
+    _record, folder = find(Project.find(Path.cwd()), args.run)
+    if folder.output_log.is_file():
+        with folder.output_log.open("rb") as log:
+            while block := log.read(1 << 16):
+                sys.stdout.buffer.write(block)
+    return ExitCode.OK

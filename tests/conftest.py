@@ -1,0 +1,85 @@
+"""Fixtures that several test files share; the engine's are in engine_fixtures.py."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from repro.project import Project
+
+GIT_IDENTITY = {
+    "GIT_AUTHOR_NAME": "A",
+    "GIT_AUTHOR_EMAIL": "a@example.com",
+    "GIT_COMMITTER_NAME": "A",
+    "GIT_COMMITTER_EMAIL": "a@example.com",
+}
+
+EXPERIMENT = """\
+# @package _global_
+name: {name}
+command: {command}
+params: {{epochs: 3, optimizer: {{lr: 0.1}}}}
+"""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _away_from_the_users_files(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No test reads or writes the user's tracking store; caches stay, since they are content-addressed."""
+    for name in ("MLFLOW_TRACKING_URI", "REPRO_RUNS_DIR", "HYDRA_FULL_ERROR"):
+        os.environ.pop(name, None)
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    os.environ.update(GIT_IDENTITY)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    """A project from nothing: conf/ with one experiment, docker/, and git."""
+    root = tmp_path / "project"
+    (root / "conf" / "experiment").mkdir(parents=True)
+    (root / "docker").mkdir()
+    (root / "docker" / "Dockerfile").write_text("ARG BASE_IMAGE\nFROM ${BASE_IMAGE}\n")
+    (root / "docker" / "requirements.txt").write_text("")
+    write_experiment(root, "toy", "[sh, toy.sh]")
+    (root / "toy.sh").write_text("echo hello\n")
+    commit(root)
+    return Project(root)
+
+
+def write_experiment(root: Path, name: str, command: str, more: str = "") -> None:
+    """conf/experiment/NAME.yaml."""
+    file = root / "conf" / "experiment" / f"{name}.yaml"
+    file.write_text(EXPERIMENT.format(name=name, command=command) + more)
+
+
+def commit(root: Path) -> str:
+    """Everything in `root` as a commit; its id."""
+    if not (root / ".git").exists():
+        subprocess.run(["git", "init", "-q", "-b", "main", str(root)], check=True)
+    subprocess.run(["git", "-C", str(root), "add", "-A"], check=True)
+    subprocess.run(["git", "-C", str(root), "commit", "-qm", "work", "--allow-empty"], check=True)
+    answer = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], check=True, capture_output=True, text=True)
+    return answer.stdout.strip()
+
+
+@pytest.fixture
+def repro(project: Project) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """The command line as a user runs it, in the project: `repro("run", "experiment=toy")`."""
+    import sys
+
+    def call(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", "from repro.cli import entry; entry()", *arguments],
+            cwd=project.root,
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            timeout=240,
+            stdin=subprocess.DEVNULL,
+            check=False,
+        )
+
+    return call

@@ -1,0 +1,119 @@
+"""The record on disk: whole or not at all, readable again, and honest about what it cannot read."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from repro import report
+from repro.engine import Exit
+from repro.errors import BadInputError
+from repro.record import End, Ended, FileUsed, Record, RunFolder, Started, folders, write_atomic
+from repro.runner import manifest, verdict
+from tests.test_plan import decided
+
+T0 = datetime(2026, 11, 23, 19, 15, tzinfo=timezone.utc)
+T1 = datetime(2026, 11, 23, 19, 15, 12, 500_000, tzinfo=timezone.utc)
+
+
+def record(end: End = End.FINISHED, code: int | None = 0, reason: str = "exit code 0") -> Record:
+    return Record(
+        planned=decided().planned,
+        started=Started(at=T0, container="c" * 64, gpus="none"),
+        ended=Ended(at=T1, end=end, exit_code=code, reason=reason, outputs=(FileUsed(path="a", size=3, sha256="0"),)),
+    )
+
+
+def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.write(record())
+    assert folder.read() == record()
+    assert [each.path for each in folders(tmp_path.parent)] == [tmp_path]
+    assert oct(folder.record.stat().st_mode)[-3:] == "644"
+
+
+def test_a_folder_without_a_record_and_a_record_of_another_kind_are_named(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    with pytest.raises(BadInputError, match="holds no run"):
+        folder.read()
+    folder.record.write_text('{"planned": {"run": 1}}')
+    with pytest.raises(BadInputError, match="cannot be read"):
+        folder.read()
+
+
+def test_a_write_that_fails_leaves_the_old_content_and_no_litter(tmp_path: Path) -> None:
+    file = tmp_path / "record.json"
+    write_atomic(file, b"old")
+    with pytest.raises(TypeError):
+        write_atomic(file, "not bytes")  # type: ignore[arg-type]
+    assert file.read_bytes() == b"old"
+    assert [each.name for each in tmp_path.iterdir()] == ["record.json"]
+
+
+def test_the_manifest_holds_every_regular_file_sorted(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "ü x").write_bytes(b"abc")
+    (tmp_path / "a").write_bytes(b"")
+    (tmp_path / "link").symlink_to("a")
+    assert [(file.path, file.size) for file in manifest(tmp_path)] == [("a", 0), ("b/ü x", 3)]
+    assert manifest(tmp_path)[1].sha256.startswith("ba7816bf")
+
+
+@pytest.mark.parametrize(
+    ("code", "oom", "stopped", "end", "says"),
+    [
+        (0, False, None, End.FINISHED, "exit code 0"),
+        (3, False, None, End.FAILED, "exit code 3"),
+        (137, True, None, End.OOM, "raise resources.memory"),
+        (1, True, None, End.OOM, "out of memory"),
+        (137, False, None, End.KILLED, "SIGKILL"),
+        (143, False, None, End.KILLED, "SIGTERM"),
+        (143, False, End.KILLED, End.KILLED, "stopped by the user"),
+        (0, False, End.KILLED, End.KILLED, "stopped by the user"),
+        (143, False, End.TIMEOUT, End.TIMEOUT, "time limit"),
+    ],
+)
+def test_each_end_is_told_apart(code: int, oom: bool, stopped: End | None, end: End, says: str) -> None:
+    plan = msgspec.structs.replace(decided(), time_limit=5.0)
+    found, reason = verdict(Exit(code=code, oom=oom, error=""), stopped, plan)
+    assert found is end
+    assert says in reason
+
+
+def test_the_summary_tells_what_was_run_and_what_came_out() -> None:
+    text = report.summary(record(), RunFolder(Path("/r")), {"accuracy": 0.95}, "repro ui")
+    assert text.splitlines() == [
+        "toy: finished after 12.5 s (exit code 0)",
+        "  run      20261123-191500-toy-3f9c1a",
+        "  image    my-tf:0123456789abcdef  sha256:111111111111",
+        "  commit   cccccccccccc  (with uncommitted changes)",
+        "  gpus     none",
+        "  metrics  accuracy 0.95",
+        "  outputs  /r/outputs  (1 files, 3 B)",
+        "  mlflow   repro ui",
+    ]
+
+
+def test_a_failure_shows_the_last_lines_and_where_the_log_is(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.logs.mkdir()
+    folder.output_log.write_bytes(b"".join(b"line %d\n" % n for n in range(100)) + b"\xff last")
+    text = report.failure(record(End.FAILED, 3, "exit code 3"), folder)
+    assert text.splitlines()[0] == "toy failed: exit code 3"
+    assert "line 80\n" not in text
+    assert "  | line 99\n  | � last\n" in text
+    assert text.endswith(f"  log  {folder.output_log}")
+
+
+@pytest.mark.parametrize(("count", "text"), [(0, "0 B"), (999, "999 B"), (1_820_000_000, "1.82 GB"), (2500, "2.5 kB")])
+def test_sizes_are_for_people(count: int, text: str) -> None:
+    assert report.size(count) == text
+
+
+def test_a_table_keeps_long_cells_whole() -> None:
+    text = report.table(("A", "B"), [("x" * 80, "1"), ("y", "2")])
+    assert "x" * 80 in text
+    assert len(text.splitlines()) == 3
