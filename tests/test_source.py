@@ -211,6 +211,7 @@ def test_a_sparse_checkout_keeps_the_files_that_are_not_there(tmp_path: Path) ->
     root = committed(tmp_path / "p")
     git(root, "sparse-checkout", "set", "--no-cone", "/a.py")
     assert not (root / "sub").exists()
+    git(root, "update-index", "--assume-unchanged", "a.py", "sub/b.py")
     put(root, {"a.py": "2\n"})
     assert exported(root, tmp_path / "out") == {"a.py": b"2\n", "sub/b.py": b"b\n"}
 

@@ -11,16 +11,16 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Iterable
-from pathlib import Path, PurePosixPath
-from typing import IO, cast
+from pathlib import Path
 
 import msgspec
 
 from repro import lfs
+from repro.checkout import write_commit
 from repro.errors import BadInputError, EnvironmentUnfitError
 from repro.experiment import Value
 from repro.record import Code
-from repro.repository import EPOCH, Repository, git, open_repository, reading, remote, shown, some
+from repro.repository import Repository, git, open_repository, reading, remote, shown, some
 
 MAX_FILE = 50_000_000  # bytes; larger untracked files are refused: they are data, and git keeps them for ever
 SECRETS = (
@@ -94,7 +94,10 @@ def capture(root: Path, *, max_file: int | None = None, say: Say = lambda _: Non
     _refuse_unusable(repository, listing, limit, say)
     options = lfs.check(repository, listing.paths)
     nested = {path: capture(repository.top / path, max_file=limit, say=say) for path in _nested(repository, listing)}
-    tree = _write_tree(repository, listing, nested, options)
+    try:
+        tree = _write_tree(repository, listing, nested, options)
+    except OSError as error:
+        raise EnvironmentUnfitError("cannot make a temporary copy of git's index", evidence=str(error)) from error
     dirty = tree != repository.tree
     commit = _commit(repository, tree) if dirty else repository.head
     # Named by the commit, not by the tree: two snapshots with the same files on two HEADs must both live.
@@ -136,7 +139,7 @@ def export(snapshot: Snapshot, root: Path, destination_parent: Path, *, say: Say
         with tempfile.TemporaryDirectory(dir=destination_parent, prefix=".writing-") as temporary:
             written = Path(temporary) / "export"
             written.mkdir()
-            _write_files(open_repository(root), snapshot, written / "files")
+            write_commit(open_repository(root), snapshot.commit, snapshot.prefix, written / "files")
             (written / "complete.json").write_bytes(msgspec.json.encode(_measure(written / "files")))
             say(f"exported the code of {snapshot.commit[:12]}")
             _publish(written, place)
@@ -250,20 +253,23 @@ def _write_tree(
     """
     with tempfile.TemporaryDirectory(prefix="repro-index-") as folder:
         index = Path(folder) / "index"
-        if (repository.git_dir / "index").exists():
+        with contextlib.suppress(FileNotFoundError):  # nothing was ever added
             shutil.copy2(repository.git_dir / "index", index)  # with its time: git compares files' times to it
             index.chmod(0o600)
-        # Entries that git was told to take as unchanged: without that mark, it looks.
-        hidden = [entry for entry in listing.tracked if entry.tag not in {"H", "S"}]
-        hidden += [
-            entry for entry in listing.tracked if entry.tag == "S" and os.path.lexists(repository.top / entry.path)
-        ]
-        if hidden:
+        hidden = [entry for entry in listing.tracked if _is_hidden(repository, entry)]
+        if hidden:  # set anew, without the mark
             _set_entries(repository, index, ((entry.mode, entry.oid, entry.path) for entry in hidden))
         git(repository.top, *options, "add", "-A", index=index)
         if nested:
             _set_entries(repository, index, (("160000", snap.commit, path) for path, snap in nested.items()))
         return git(repository.top, *options, "write-tree", index=index).decode().strip()
+
+
+def _is_hidden(repository: Repository, entry: _Entry) -> bool:
+    """Whether git was told to take a file as unchanged. One that is skipped and absent is a sparse checkout's."""
+    if entry.tag in {"S", "s"}:
+        return os.path.lexists(repository.top / entry.path)
+    return entry.tag.islower()
 
 
 def _set_entries(repository: Repository, index: Path, entries: Iterable[tuple[str, str, str]]) -> None:
@@ -300,106 +306,6 @@ class _Measure(Value, frozen=True, kw_only=True):
     entries: int
     bytes: int
     newest: int  # nanoseconds
-
-
-class _Blob(Value, frozen=True, kw_only=True):
-    """One line of a tree."""
-
-    mode: str
-    oid: str
-    path: str
-
-
-def _write_files(repository: Repository, snapshot: Snapshot, folder: Path) -> None:
-    _write_project(repository.top, repository, snapshot.commit, snapshot.prefix, folder)
-    for parent, _, _ in os.walk(folder, topdown=False):
-        Path(parent).chmod(0o755)
-        os.utime(parent, (EPOCH, EPOCH))
-
-
-def _write_project(where: Path, repository: Repository, commit: str, prefix: str, folder: Path) -> None:
-    """Files below `prefix` of a commit; then, in the same way, those of the repositories inside it."""
-    treeish = f"{commit}:{prefix}" if prefix else commit
-    lines = os.fsdecode(git(where, "ls-tree", "-r", "-z", "--full-tree", treeish)).split("\0")[:-1]
-    split = [(line.split("\t", 1)[0].split(" "), line.split("\t", 1)[1]) for line in lines]
-    entries = [_Blob(mode=facts[0], oid=facts[2], path=path) for facts, path in split]
-    if any(not set(entry.path.split("/")).isdisjoint({"", ".", "..", ".git"}) for entry in entries):
-        raise BadInputError(f"commit {commit} holds file names that lead out of its folder")
-    folder.mkdir()
-    for parent in sorted({str(PurePosixPath(entry.path).parent) for entry in entries}):
-        (folder / parent).mkdir(parents=True, exist_ok=True)
-    _write_blobs(where, [entry for entry in entries if entry.mode != "160000"], folder)
-    _resolve_lfs(repository, commit, prefix, [entry for entry in entries if entry.mode.startswith("100")], folder)
-    for entry in entries:
-        if entry.mode == "160000":
-            inner = _open_nested(repository, f"{prefix}/{entry.path}".lstrip("/"), entry.oid)
-            _write_project(inner.top, inner, entry.oid, "", folder / entry.path)
-
-
-def _open_nested(repository: Repository, path: str, commit: str) -> Repository:
-    if (repository.top / path / ".git").exists():
-        return open_repository(repository.top / path)
-    raise BadInputError(
-        f"the submodule {shown(path)} is not checked out, and the snapshot needs its commit {commit[:12]}",
-        hints=["`git submodule update --init --recursive`"],
-    )
-
-
-def _write_blobs(where: Path, entries: list[_Blob], folder: Path) -> None:
-    asked = "".join(f"{entry.oid}\n" for entry in entries).encode()
-    links = []
-    with reading(where, "cat-file", "--batch", "--buffer", stdin=asked) as objects:
-        for entry in entries:
-            header = objects.readline().split()
-            if len(header) != 3 or header[1] != b"blob":
-                raise BadInputError(
-                    f"the repository at {where} lacks a file of the snapshot: {shown(entry.path)}",
-                    evidence=b" ".join(header).decode("utf-8", "replace"),
-                    hints=["`git fsck` tells what else is missing", "a shallow or partial clone: fetch the rest"],
-                )
-            size = int(header[2])
-            if entry.mode == "120000":
-                links.append((folder / entry.path, objects.read(size)))
-            else:
-                _write_file(folder / entry.path, objects, size, executable=entry.mode == "100755")
-            objects.read(1)
-    for link, target in links:  # last, so that no file is ever written through one
-        link.symlink_to(os.fsdecode(target))
-        os.utime(link, (EPOCH, EPOCH), follow_symlinks=False)
-
-
-def _write_file(path: Path, content: IO[bytes], size: int, *, executable: bool) -> None:
-    with path.open("xb", buffering=0) as file:
-        while size:
-            piece = content.read(min(size, 1 << 20))
-            if not piece:
-                raise EnvironmentUnfitError(f"the content of {path.name} ended before its length")
-            file.write(piece)
-            size -= len(piece)
-        os.fchmod(file.fileno(), 0o555 if executable else 0o444)
-        os.utime(file.fileno(), (EPOCH, EPOCH))
-
-
-def _resolve_lfs(repository: Repository, commit: str, prefix: str, entries: list[_Blob], folder: Path) -> None:
-    """Put the content in place of each Git LFS pointer that was exported."""
-    base = f"{prefix}/" if prefix else ""
-    found = {base + entry.path: (entry, lfs.read_pointer(folder / entry.path)) for entry in entries}
-    pointers = {path: (entry, pointer) for path, (entry, pointer) in found.items() if pointer}
-    if not pointers:
-        return
-    with tempfile.TemporaryDirectory(prefix="repro-index-") as temporary:
-        index = Path(temporary) / "index"
-        git(repository.top, "read-tree", commit, index=index)
-        chosen = lfs.with_filter(repository, list(pointers), index=index)
-    store = lfs.Store(repository)
-    contents = {path: store.find(pointers[path][1]) for path in chosen}
-    if lacking := [path for path, content in contents.items() if not content]:
-        raise lfs.missing(lacking)
-    for path, content in contents.items():
-        entry, pointer = pointers[path]
-        (folder / entry.path).unlink()
-        with cast(Path, content).open("rb") as file:
-            _write_file(folder / entry.path, file, pointer.size, executable=entry.mode == "100755")
 
 
 def _publish(written: Path, place: Path) -> None:
