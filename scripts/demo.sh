@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# From a fresh clone to a recorded run. Arguments are overrides of the experiment's configuration.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. scripts/steps.sh
+
+step 1/4 Python scripts/setup.sh
+step 2/4 engine scripts/engine-up.sh
+show 3/4 "this machine" .venv/bin/repro doctor --write
+
+experiment=mnist
+if ! .venv/bin/python -m repro.doctor "$experiment"; then # said why on stderr
+    experiment=digits
+    echo "MNIST cannot be fetched here: running experiment=$experiment instead, whose data is in the image"
+fi
+verbose=()
+[ -z "${V:-}" ] || verbose=(-v)
+show 4/4 "python -m repro.run experiment=$experiment $*" \
+    .venv/bin/python -m repro.run "experiment=$experiment" "${verbose[@]+"${verbose[@]}"}" "$@"
