@@ -28,10 +28,11 @@ def record(end: End = End.FINISHED, code: int | None = 0, reason: str = "exit co
 
 
 def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path)
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
     folder.write(record())
     assert folder.read() == record()
-    assert [each.path for each in folders(tmp_path.parent)] == [tmp_path]
+    assert [each.path for each in folders(tmp_path)] == [folder.path]
     assert oct(folder.record.stat().st_mode)[-3:] == "644"
 
 

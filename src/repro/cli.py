@@ -13,7 +13,7 @@ from pathlib import Path
 
 from repro import __version__, report
 from repro.display import Display
-from repro.errors import BadInputError, EnvironmentUnfitError, ExitCode, RefusedError
+from repro.errors import BadInputError, ExitCode, RefusedError
 from repro.project import Project, ignored_folder
 from repro.record import Record, RunFolder, folders
 from repro.run import guarded
@@ -245,4 +245,48 @@ def logs(args: argparse.Namespace, _display: Display) -> int:
         with folder.output_log.open("rb") as log:
             while block := log.read(1 << 16):
                 sys.stdout.buffer.write(block)
+    return ExitCode.OK
+
+
+def sync(args: argparse.Namespace, display: Display) -> int:
+    """MLflow, brought up to date from the run folders; a run that is there already is left as it is."""
+    from repro import tracking
+
+    project = Project.find(Path.cwd())
+    wanted = [find(project, args.run)[1]] if args.run else list(folders(project.runs))
+    failed = []
+    synced = []
+    for folder in wanted:
+        with display.step("sync") as step:
+            reply = tracking.sync(folder)
+            (synced if reply.ok else failed).append(reply)
+            step.detail = f"{folder.path.name}  {reply.text}"
+    if args.json:
+        print(report.as_json([*synced, *failed]))
+    return ExitCode.ENVIRONMENT if failed else ExitCode.OK
+
+
+def ui(args: argparse.Namespace, display: Display) -> int:
+    """MLflow's pages on the project's store, in the foreground."""
+
+
+def doctor(args: argparse.Namespace, display: Display) -> int:
+    """What this machine can do."""
+
+
+def init(_args: argparse.Namespace, display: Display) -> int:
+    """A first experiment, its configuration and its image, in this folder; what is there stays as it is."""
+    import shutil
+
+    template, here = Path(__file__).parent / "template", Path.cwd()
+    for source in sorted(file for file in template.rglob("*") if file.is_file()):
+        name = source.relative_to(template).as_posix()
+        target = here / (".gitignore" if name == "gitignore" else name)
+        if target.exists():
+            display.line(f"keeps   {target.relative_to(here)}")
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
+        display.line(f"writes  {target.relative_to(here)}")
+    print("next: commit it (`git init && git add -A && git commit`), then `repro run experiment=hello`")
     return ExitCode.OK

@@ -12,9 +12,9 @@ import socket
 import urllib.parse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, BinaryIO
 
+from repro import endpoint
 from repro.errors import EngineUnreachableError, EnvironmentUnfitError, ReproError
 from repro.experiment import Value
 
@@ -97,12 +97,12 @@ def connect(timeout: int = 60) -> Engine:
     """
     import docker
 
-    host = _host()
+    host = endpoint.host()
     try:
         client = docker.from_env(timeout=timeout, environment={**os.environ, "DOCKER_HOST": host})
         client.ping()
     except Exception as error:
-        raise _unreachable(host, error) from error
+        raise endpoint.unreachable(host, error) from error
     return Engine(client, host)
 
 
@@ -115,7 +115,7 @@ def glance(ref: str) -> ImageFacts | None:
     Raises:
         EngineUnreachableError: none answers.
     """
-    host = _host()
+    host = endpoint.host()
     if not host.startswith("unix://"):
         return connect().image(ref)
     connection = http.client.HTTPConnection("localhost", timeout=60)
@@ -126,7 +126,7 @@ def glance(ref: str) -> ImageFacts | None:
         answer = connection.getresponse()
         body = answer.read()
     except (OSError, http.client.HTTPException) as error:
-        raise _unreachable(host, error) from error
+        raise endpoint.unreachable(host, error) from error
     finally:
         connection.close()
     if answer.status == 404:
@@ -134,38 +134,6 @@ def glance(ref: str) -> ImageFacts | None:
     if answer.status != 200:
         raise EnvironmentUnfitError(f"looking for image {ref} failed", evidence=[body.decode(errors="replace")])
     return _image_facts(json.loads(body))
-
-
-def _host() -> str:
-    return os.environ.get("DOCKER_HOST") or _context_host() or "unix:///var/run/docker.sock"
-
-
-def _context_host() -> str | None:
-    """The host of the context that `docker context use` chose: rootless engines and Docker Desktop set one."""
-    config = Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker") / "config.json"
-    try:
-        chosen = os.environ.get("DOCKER_CONTEXT") or json.loads(config.read_text()).get("currentContext")
-    except (OSError, ValueError):
-        return None
-    if not chosen or chosen == "default":
-        return None
-    from docker.context import ContextAPI
-
-    context = ContextAPI.get_context(chosen)
-    return str(context.Host) if context else None
-
-
-def _unreachable(host: str, error: Exception) -> EngineUnreachableError:
-    text = str(error)
-    if "Permission denied" in text:
-        hints = ["let your user use it: `sudo usermod -aG docker $USER`, then log in again"]
-    else:
-        hints = [
-            "start it: `sudo systemctl start docker` (or Docker Desktop)",
-            "none installed? `sudo apt-get install docker.io` on Debian and Ubuntu; docs.docker.com/engine elsewhere",
-            "another engine: set DOCKER_HOST, or `docker context use NAME`",
-        ]
-    return EngineUnreachableError(f"no Docker engine answers at {host}", evidence=[text], hints=hints)
 
 
 @contextmanager
@@ -406,10 +374,10 @@ class Engine:
         return [(each["Id"], each.get("Labels") or {}, each.get("State") == "running") for each in found]
 
     def attach(self, container: str) -> Any:
-        """A raw, two-way socket to the terminal of an interactive container."""
+        """A raw, two-way socket to the terminal of an interactive container; what it printed so far comes first."""
         with translated("attaching to the container"):
             stream = self.client.api.attach_socket(
-                container, params={"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1}
+                container, params={"logs": 1, "stdin": 1, "stdout": 1, "stderr": 1, "stream": 1}
             )
         return getattr(stream, "_sock", stream)  # unix sockets come wrapped in a reader
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import secrets
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -86,6 +87,30 @@ def guarded(display: Display, action: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         display.line("repro: interrupted")
         return int(ExitCode.INTERRUPTED)
+
+
+def shell(overrides: Sequence[str], command: str, display: Display) -> int:
+    """An interactive shell in the container that `repro run` with the same overrides would start.
+
+    Its outputs land in a folder of their own below runs/; it is no run, so nothing is recorded.
+
+    Raises:
+        BadInputError, EnvironmentUnfitError: as for a run.
+    """
+    project = Project.find(Path.cwd())
+    session = Session(project, display, argv=("shell", *overrides))
+    composed = config.Composed(
+        experiment=config.compose(project, overrides), overrides=tuple(overrides), folder=None, sweep=None
+    )
+    plan = session.plan(composed, name_suffix="-shell")
+    # bash where the image has it: the plan's command is what the experiment would run
+    start = tuple(shlex.split(command)) or ("sh", "-c", "command -v bash >/dev/null && exec bash || exec sh")
+    display.line(
+        f"in {plan.container.image[:19]} as {plan.container.user}; the experiment: {shlex.join(plan.container.command)}"
+    )
+    code = runner.converse(plan, session.engine, start, display.notice)
+    print(f"outputs  {RunFolder(Path(plan.folder)).outputs}")
+    return code
 
 
 class Session:

@@ -18,7 +18,8 @@ from typing import Any
 
 import msgspec
 
-from repro.engine import Engine, Exit, GpuRefusedError, command_not_found
+from repro import terminal
+from repro.engine import ContainerSpec, Engine, Exit, GpuRefusedError, command_not_found
 from repro.errors import BadInputError, EngineUnreachableError, EnvironmentUnfitError
 from repro.plan import Plan, gpus_text
 from repro.record import End, Ended, FileUsed, Record, RunFolder, Started
@@ -84,13 +85,9 @@ def execute(
         EnvironmentUnfitError: the container could not be started; no run took place and nothing is left.
     """
     folder = prepare(plan)
-    container = ""
     try:
-        container = engine.create(plan.container)
-        container, gpus, notices = _start(plan, engine, container)
+        container, gpus, notices = _launch(plan.container, engine, cpu_fallback=plan.cpu_fallback)
     except BaseException:
-        if container:
-            engine.remove(container)
         discard(folder)
         raise
     at = datetime.now(timezone.utc)
@@ -108,19 +105,50 @@ def execute(
     return record
 
 
-def _start(plan: Plan, engine: Engine, container: str) -> tuple[str, str, tuple[str, ...]]:
-    """Start the container; with `gpus: auto` on an engine without GPUs, one without them in its place."""
+def converse(plan: Plan, engine: Engine, command: tuple[str, ...], say: Callable[[str], None]) -> int:
+    """The plan's container with another command and the user's terminal; the exit code. The outputs stay.
+
+    Raises:
+        EnvironmentUnfitError: the container could not be started; nothing is left.
+    """
+    folder = prepare(plan)
+    folder.record.unlink()  # what is done by hand is no run
+    spec = msgspec.structs.replace(plan.container, command=command, interactive=True)
+    try:
+        container, _gpus, notices = _launch(spec, engine, cpu_fallback=plan.cpu_fallback)
+    except BaseException:
+        discard(folder)
+        raise
+    for notice in notices:
+        say(notice)
+    try:
+        terminal.converse(engine, container)
+        exited = engine.wait(container)
+    finally:
+        engine.remove(container)
+    return exited.code if exited else 0
+
+
+def _launch(spec: ContainerSpec, engine: Engine, *, cpu_fallback: bool) -> tuple[str, str, tuple[str, ...]]:
+    """Create and start a container: its id, the GPUs that it has, what to tell the user.
+
+    With `cpu_fallback`, an engine without GPUs gets one without them in its place. What cannot be started is removed.
+    """
+    container = engine.create(spec)
     try:
         engine.start(container)
     except GpuRefusedError as refusal:
-        if not plan.cpu_fallback:
-            raise
         engine.remove(container)
-        container = engine.create(msgspec.structs.replace(plan.container, gpus=()))
-        engine.start(container)
+        if not cpu_fallback:
+            raise
         why = "; ".join(refusal.evidence).splitlines()[-1]
-        return container, "none", (f"NO GPU: this engine offers none, so the run is on the CPU ({why})",)
-    return container, gpus_text(plan.container.gpus).replace("id ", ""), ()
+        notice = f"NO GPU: this engine offers none, so this is on the CPU ({why})"
+        container, gpus, _ = _launch(msgspec.structs.replace(spec, gpus=()), engine, cpu_fallback=False)
+        return container, gpus, (notice,)
+    except BaseException:
+        engine.remove(container)
+        raise
+    return container, gpus_text(spec.gpus).replace("id ", ""), ()
 
 
 def _supervise(

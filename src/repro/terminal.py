@@ -15,9 +15,8 @@ from repro.engine import Engine
 
 
 def converse(engine: Engine, container: str) -> None:
-    """Start `container` and pass bytes both ways until it ends; the terminal is restored whatever happens."""
+    """Pass bytes both ways until the container ends; the terminal is restored whatever happens."""
     socket = engine.attach(container)
-    engine.start(container)
     stdin = sys.stdin.fileno()
     interactive = os.isatty(stdin)
     before = termios.tcgetattr(stdin) if interactive else None
