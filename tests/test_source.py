@@ -662,3 +662,11 @@ def test_capture_is_quick_in_a_repository_with_5000_files(tmp_path: Path) -> Non
         put(root, {"d1/f1.py": "changed\n", "new1.py": "n\n", "d2/new2.py": "n\n"})
     print({name: f"{min(each) * 1000:.0f} ms" for name, each in times.items()})
     assert all(min(each) < 0.5 for each in times.values()), times
+
+
+def test_the_tracking_store_beside_the_code_is_not_part_of_it(tmp_path: Path) -> None:
+    root = committed(tmp_path / "r")
+    put(root, {"mlflow.db": "x", "mlflow.db-journal": "x", "mlflow.db.lock": "x"})
+    assert not source.capture(root).dirty
+    put(root, {"more.py": "1\n"})
+    assert "mlflow.db" not in git(root, "ls-tree", "-r", "--name-only", source.capture(root).commit)

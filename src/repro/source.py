@@ -27,6 +27,7 @@ SECRETS = (
     *(".env", ".env.*", "*.pem", "*.key", "*.p12", "*.pfx", "id_rsa", "id_dsa", "id_ecdsa", "id_ed25519"),
     *(".netrc", ".pgpass", ".pypirc", ".npmrc", "credentials.json", "secrets.*"),
 )
+STORE = ("mlflow.db", "mlflow.db-*", "mlflow.db.*")  # MLflow's, which every run writes: never part of the code
 HARMLESS = ("*.example", "*.sample", "*.template", "*.dist", "*.pub")
 
 Say = Callable[[str], None]
@@ -187,7 +188,9 @@ def _max_file() -> int:
 
 
 def _list(repository: Repository) -> _Listing:
-    answer = git(repository.top, "ls-files", "-s", "-v", "-c", "-o", "-z", "--exclude-standard")
+    answer = git(
+        repository.top, "ls-files", "-s", "-v", "-c", "-o", "-z", "--exclude-standard", *(f"-x{name}" for name in STORE)
+    )
     tracked, untracked = [], []
     for line in os.fsdecode(answer).split("\0")[:-1]:
         tag, rest = line.split(" ", 1)
@@ -259,7 +262,16 @@ def _write_tree(
         hidden = [entry for entry in listing.tracked if _is_hidden(repository, entry)]
         if hidden:  # set anew, without the mark
             _set_entries(repository, index, ((entry.mode, entry.oid, entry.path) for entry in hidden))
-        git(repository.top, *options, "add", "-A", index=index)
+        git(
+            repository.top,
+            *options,
+            "add",
+            "-A",
+            "--",
+            ".",
+            *(f":(exclude,glob)**/{name}" for name in STORE),
+            index=index,
+        )
         if nested:
             _set_entries(repository, index, (("160000", snap.commit, path) for path, snap in nested.items()))
         return git(repository.top, *options, "write-tree", index=index).decode().strip()
