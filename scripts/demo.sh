@@ -15,5 +15,5 @@ if ! .venv/bin/python -m repro.doctor "$experiment"; then # said why on stderr
 fi
 verbose=()
 [ -z "${V:-}" ] || verbose=(-v)
-show 4/4 "python -m repro.run experiment=$experiment $*" \
-    .venv/bin/python -m repro.run "experiment=$experiment" "${verbose[@]+"${verbose[@]}"}" "$@"
+echo "[4/4] python -m repro.run experiment=$experiment $* …"
+exec .venv/bin/python -m repro.run "experiment=$experiment" "${verbose[@]+"${verbose[@]}"}" "$@"

@@ -1,0 +1,174 @@
+"""A second, real Docker Engine for tests: with two GPUs that are not there, or to be killed in the middle of a run.
+
+It has a network namespace of its own, so nothing of the first engine's bridge or firewall is touched, and it ends with
+the namespace. Its containers reach no network: use `network=none`. Needs root and dockerd.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SHIM = Path(__file__).parent / "gpu-shim"
+START_SECONDS = 60.0
+STOP_SECONDS = 30.0
+
+
+def require_root() -> None:
+    """Fail, or skip where REPRO_TEST_NO_ROOT=1 says that this is known: a second engine needs root."""
+    if os.geteuid() == 0:
+        return
+    if os.environ.get("REPRO_TEST_NO_ROOT") == "1":
+        pytest.skip("NOT TESTED: a second engine needs root (REPRO_TEST_NO_ROOT=1)")
+    pytest.fail("a second engine needs root: run the tests as root, or set REPRO_TEST_NO_ROOT=1 to do without")
+
+
+@contextmanager
+def second_engine(*, gpus: int | None = 2, options: Mapping[str, Any] | None = None) -> Iterator[SecondEngine]:
+    """A started engine; everything of it is gone afterwards. `gpus` None: without the shim; `options`: daemon.json."""
+    require_root()
+    folder = Path(tempfile.mkdtemp(prefix="engine-"))  # short: a socket's path has 107 bytes
+    engine = SecondEngine(folder, gpus=gpus, options=options or {})
+    try:
+        engine.start()
+        yield engine
+    finally:
+        engine.dispose()
+
+
+class SecondEngine:
+    """A daemon with all of its state in one folder."""
+
+    def __init__(self, folder: Path, *, gpus: int | None, options: Mapping[str, Any]) -> None:
+        self.folder, self.gpus = folder, gpus
+        self.url = f"unix://{folder}/engine.sock"
+        self.log = folder / "dockerd.log"
+        self._hook_log = folder / "gpu-hook.jsonl"
+        self._daemon: subprocess.Popen[bytes] | None = None
+        (folder / "daemon.json").write_text(json.dumps(dict(options)))
+
+    def start(self) -> None:
+        """Start the daemon, for the first time or again after `stop` or `kill`; returns when it answers."""
+        folder = self.folder
+        # A daemon that was killed leaves these; a zombie or a re-used number would block us.
+        self._end_processes("containerd", "--config")
+        (folder / "dockerd.pid").unlink(missing_ok=True)
+        (folder / "exec" / "containerd" / "containerd.pid").unlink(missing_ok=True)
+        argv = ["unshare", "--net", "dockerd", "--host", self.url, "--config-file", str(folder / "daemon.json")]
+        argv += ["--data-root", str(folder / "data"), "--exec-root", str(folder / "exec")]
+        argv += ["--pidfile", str(folder / "dockerd.pid"), "--iptables=false", "--ip6tables=false"]
+        with self.log.open("ab") as log:
+            # unshare becomes dockerd: what we started is what we stop, and no pid file has to be believed
+            self._daemon = subprocess.Popen(
+                argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self._environment(), start_new_session=True
+            )
+        self._wait_until_it_answers()
+
+    def stop(self) -> None:
+        """End it as an administrator does: its containers are stopped first."""
+        self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it as a crash does: its containers go on."""
+        self._end(signal.SIGKILL)
+
+    @property
+    def running(self) -> bool:
+        """Whether the daemon is there."""
+        return self._daemon is not None and self._daemon.poll() is None
+
+    def client(self) -> Any:
+        """A connected docker.DockerClient; close it after use."""
+        import docker
+
+        return docker.DockerClient(base_url=self.url, timeout=30)
+
+    def copy_image(self, reference: str) -> str:
+        """Bring an image from the engine of the environment into this one; its id."""
+        import docker
+
+        closing = contextlib.closing
+        with closing(docker.from_env()) as first, closing(self.client()) as second, tempfile.TemporaryFile() as archive:
+            for block in first.images.get(reference).save(named=True):
+                archive.write(block)
+            archive.seek(0)
+            return str(second.images.load(archive)[0].id)
+
+    def gpu_requests(self) -> list[dict[str, Any]]:
+        """What reached the GPU hook, oldest first: {"container": id, "env": {"NVIDIA_VISIBLE_DEVICES": ...}}."""
+        if not self._hook_log.exists():
+            return []
+        return [json.loads(line) for line in self._hook_log.read_text().splitlines()]
+
+    def dispose(self) -> None:
+        """Remove containers, daemon, mounts and files, whatever state they are in."""
+        with contextlib.suppress(Exception):
+            if not self.running:
+                self.start()  # only a daemon can end the containers that a killed one left
+            with contextlib.closing(self.client()) as client:
+                for container in client.containers.list(all=True):
+                    container.remove(force=True)
+        self.stop()
+        self._end_processes()
+        for mount in sorted(self._mounts(), reverse=True):
+            subprocess.run(["umount", "--lazy", mount], check=False, capture_output=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _environment(self) -> dict[str, str]:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("DOCKER_")}
+        if self.gpus is None:
+            return environment
+        path = [str(SHIM), str(Path(sys.executable).parent), environment.get("PATH", os.defpath)]
+        return environment | {
+            "PATH": os.pathsep.join(path),
+            "FAKE_NVIDIA_LOG": str(self._hook_log),
+            "FAKE_NVIDIA_GPUS": str(self.gpus),
+        }
+
+    def _wait_until_it_answers(self) -> None:
+        from docker.errors import DockerException
+
+        deadline = time.monotonic() + START_SECONDS
+        while self.running and time.monotonic() < deadline:
+            with contextlib.suppress(DockerException, OSError), contextlib.closing(self.client()) as client:
+                client.ping()
+                return
+            time.sleep(0.1)
+        raise AssertionError(f"the second engine does not answer:\n{self.log.read_text()[-3000:]}")
+
+    def _end(self, number: signal.Signals) -> None:
+        if self._daemon is None:
+            return
+        self._daemon.send_signal(number)  # does nothing to a daemon that ended by itself
+        try:
+            self._daemon.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._daemon.kill()
+            self._daemon.wait()
+
+    def _end_processes(self, *beginning: str) -> None:
+        """End what outlived its daemon. Only what names our folder on its command line is ours."""
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                command = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
+                ours = any(argument.startswith(f"{self.folder}/") for argument in command)
+                if ours and command[: len(beginning)] == list(beginning):
+                    os.kill(int(process.name), signal.SIGKILL)
+
+    def _mounts(self) -> list[str]:
+        lines = Path("/proc/self/mountinfo").read_text().splitlines()
+        points = [line.split()[4] for line in lines]
+        return [point for point in points if point.startswith(f"{self.folder}/")]
