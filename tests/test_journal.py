@@ -1,0 +1,120 @@
+"""Journal lines, as experiments write them and as they should not."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+import pytest
+
+from repro import journal
+from repro.journal import Metric, Note, Position
+from repro.record import RunFolder
+
+STARTED = 1_764_000_000_000
+
+
+def parse(*lines: str, first: int = 0) -> journal.Events:
+    return journal.parse([line.encode() for line in lines], first=first, run="me", started=STARTED)
+
+
+def test_a_metric_line_is_a_point() -> None:
+    events = parse('{"t":"m","k":"loss","v":0.5,"ts":1764000000123,"s":3}')
+    assert events == journal.Events(metrics=(Metric(key="loss", value=0.5, timestamp=1764000000123, step=3),))
+
+
+def test_params_and_tags_are_text() -> None:
+    events = parse('{"t":"p","k":"lr","v":"0.1"}', '{"t":"tag","k":"x","v":"y"}', '{"t":"p","k":"sizes","v":[1,2]}')
+    assert events == journal.Events(
+        params=(Note(key="lr", value="0.1"), Note(key="sizes", value="[1, 2]")), tags=(Note(key="x", value="y"),)
+    )
+
+
+def test_a_friendly_line_holds_a_metric_for_each_number() -> None:
+    events = parse('{"step":3,"ts":1764000000001,"loss":0.5,"acc":1,"note":"fine"}')
+    assert events.metrics == (
+        Metric(key="loss", value=0.5, timestamp=1764000000001, step=3),
+        Metric(key="acc", value=1.0, timestamp=1764000000001, step=3),
+    )
+
+
+def test_a_friendly_line_without_step_and_time_takes_its_number_and_the_start() -> None:
+    assert parse('{"loss":0.5}', first=7).metrics == (Metric(key="loss", value=0.5, timestamp=STARTED, step=7),)
+
+
+@pytest.mark.parametrize("written", ['"nan"', "NaN"])
+def test_not_a_number_is_a_value(written: str) -> None:
+    (point,) = parse(f'{{"t":"m","k":"loss","v":{written},"ts":1,"s":1}}').metrics
+    assert math.isnan(point.value)
+
+
+@pytest.mark.parametrize(("written", "value"), [('"inf"', math.inf), ('"-inf"', -math.inf), ("-Infinity", -math.inf)])
+def test_infinity_is_a_value(written: str, value: float) -> None:
+    assert parse(f'{{"step":1,"loss":{written}}}').metrics[0].value == value
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "not json",
+        '{"t":"m","k":"loss","v":0.5',
+        "[1, 2]",
+        '{"t":"m","k":"loss","v":"high","ts":1,"s":1}',
+        '{"t":"m","k":"loss","v":1,"ts":1,"s":1e30}',
+        '{"t":"m","k":"loss","v":1' + "0" * 400 + ',"ts":1,"s":1}',
+        '{"t":"m","v":1,"ts":1,"s":1}',
+        '{"t":"later","k":"x"}',
+        "[" * 100_000,
+    ],
+)
+def test_what_cannot_be_read_is_passed_over_and_counted(line: str) -> None:
+    events = parse(line, '{"t":"m","k":"a","v":1,"ts":1,"s":1}')
+    assert (len(events.metrics), events.unread) == (1, 1)
+
+
+def test_lines_of_nested_runs_are_set_apart() -> None:
+    events = parse('{"t":"m","r":"other","k":"a","v":1,"ts":1,"s":1}', '{"t":"m","r":"me","k":"a","v":1,"ts":1,"s":1}')
+    assert (len(events.metrics), events.nested) == (1, 1)
+
+
+def read(path: Path, position: Position) -> tuple[journal.Events, Position]:
+    return journal.read(path, position, run="me", started=STARTED)
+
+
+def test_a_torn_line_waits_until_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "events-1.jsonl"
+    path.write_bytes(b'{"loss":1}\n{"los')
+    events, position = read(path, Position())
+    assert (len(events.metrics), position) == (1, Position(bytes=11, lines=1))
+    assert read(path, position) == (journal.Events(), position)
+    path.write_bytes(b'{"loss":1}\n{"loss":2}\n')
+    events, position = read(path, position)
+    assert events.metrics == (Metric(key="loss", value=2.0, timestamp=STARTED, step=1),)
+
+
+def test_a_line_longer_than_a_block_is_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "events-1.jsonl"
+    path.write_bytes(b"x" * (journal.BLOCK + 10) + b'\n{"loss":2}\n')
+    first, position = read(path, Position())
+    second, position = read(path, position)
+    assert (first.unread, second.unread, len(second.metrics)) == (1, 1, 1)
+    assert position.bytes == path.stat().st_size
+
+
+def test_neither_links_nor_pipes_in_the_journal_are_followed(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text('{"secret":1}\n')
+    (tmp_path / "events-1.jsonl").symlink_to(secret)
+    os.mkfifo(tmp_path / "events-2.jsonl")
+    assert journal.files(tmp_path) == [tmp_path / "events-2.jsonl"]
+    for name in ("events-1.jsonl", "events-2.jsonl", "events-3.jsonl"):
+        assert read(tmp_path / name, Position()) == (journal.Events(), Position())
+
+
+def test_the_latest_value_is_that_of_the_highest_step(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.journal.mkdir()
+    (folder.journal / "events-1.jsonl").write_text('{"step":2,"loss":0.2,"acc":1}\n{"step":1,"loss":0.9}\n')
+    (folder.journal / "events-2.jsonl").write_text('{"step":3,"loss":0.1}\n')
+    assert journal.latest(folder) == {"loss": 0.1, "acc": 1.0}
