@@ -2,7 +2,7 @@
 # Make sure that a Docker engine answers. Leaves at once where one does; as root on Debian and Ubuntu installs and
 # starts one; elsewhere says what to install and exits 3. Also installs mmdebstrap there, for images without a registry.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . scripts/apt.sh
 
 SOCKET=/var/run/docker.sock
@@ -172,4 +172,4 @@ bootstrap_tool() { # lets the project make its own base image where no registry 
         echo "mmdebstrap cannot be installed: the image variant 'debian' is not to be had here" >&2
 }
 
-main
+[ "${BASH_SOURCE[0]}" != "$0" ] || main # sourced by its test

@@ -1,5 +1,6 @@
 # shellcheck shell=bash
 # Sourced by the other scripts: numbered steps with their times.
+set -o pipefail # a step's status is its command's, behind the pipe that shows its output
 
 now() {
     local time=${EPOCHREALTIME:-$(date +%s)} # bash before 5.0 knows whole seconds only
@@ -22,7 +23,7 @@ step() {
     fi
     log=$(mktemp)
     [ -t 1 ] || printf '%s …\n' "$title"
-    "$@" 2>&1 </dev/null | follow "$title" "$log" || status=${PIPESTATUS[0]}
+    "$@" 2>&1 </dev/null | follow "$title" "$log" || status=$?
     if [ "$status" = 0 ]; then
         printf '%s: %s · %s\n' "$title" "$(tail -n 1 "$log")" "$(since "$begun")"
     else
