@@ -1,0 +1,280 @@
+"""What `repro doctor` finds, what it concludes, and what it writes."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import pytest
+
+from repro import config, doctor
+from repro.doctor import Choice, Finding, Level
+from repro.engine import EngineFacts
+from repro.errors import EnvironmentUnfitError, ExitCode
+from repro.experiment import DatasetConfig
+from repro.project import Project
+
+NOW = datetime(2026, 11, 24, tzinfo=timezone.utc)
+FACTS = EngineFacts(
+    product="Docker",
+    version="28.5.2",
+    api="1.51",
+    store="overlay2",
+    platform="linux/amd64",
+    cpus=2,
+    memory=8 << 30,
+    gpus="",
+    data_root="/var/lib/docker",
+    name="here",
+)
+
+
+def finding(what: str, level: Level, **facts: bool) -> Finding:
+    return Finding(what=what, level=level, detail=f"{what} is {level.value}", facts=dict(facts))
+
+
+def machine(*, registry: bool, gpus: bool, bootstrap: bool) -> list[Finding]:
+    return [
+        finding("registry", Level.OK if registry else Level.WARN, reachable=registry),
+        finding("gpu", Level.OK, offered=gpus),
+        finding("bootstrap", Level.OK if bootstrap else Level.WARN),
+    ]
+
+
+# choosing --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("registry", "gpus", "bootstrap", "variant"),
+    [
+        (True, True, True, "tensorflow"),
+        (True, False, True, "tensorflow-cpu"),
+        (True, False, False, "tensorflow-cpu"),
+        (False, True, True, "debian"),
+        (False, False, True, "debian"),
+    ],
+)
+def test_the_variant_follows_from_registry_and_gpu(registry: bool, gpus: bool, bootstrap: bool, variant: str) -> None:
+    assert doctor.choose(machine(registry=registry, gpus=gpus, bootstrap=bootstrap)).variant == variant
+
+
+def test_a_machine_on_which_no_variant_works_is_told_why_and_what_to_do() -> None:
+    with pytest.raises(EnvironmentUnfitError) as raised:
+        doctor.choose(machine(registry=False, gpus=False, bootstrap=False))
+    assert raised.value.exit_code == 3
+    assert raised.value.evidence == ("registry: registry is warn", "bootstrap: bootstrap is warn")
+    assert raised.value.hints
+
+
+def test_only_what_breaks_runs_makes_the_doctor_fail() -> None:
+    assert doctor.exit_code([finding("gpu", Level.WARN)]) is ExitCode.OK
+    assert doctor.exit_code([finding("gpu", Level.WARN), finding("engine", Level.BAD)]) is ExitCode.ENVIRONMENT
+
+
+def test_a_hint_stands_below_its_finding() -> None:
+    found = Finding(what="git", level=Level.BAD, detail="no git on PATH", hint="install it")
+    assert doctor.rows([found]) == [("bad", "git", "no git on PATH"), ("", "", "try: install it")]
+
+
+# writing ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_choice_is_what_hydra_composes_afterwards(project: Project) -> None:
+    path, written = doctor.write(project, Choice(variant="tensorflow", why="a test wants it"), NOW)
+    assert (path, written) == (project.conf / "local" / "default.yaml", True)
+    assert "a test wants it" in path.read_text()
+    assert "2026-11-24" in path.read_text()
+    assert config.compose_image(project, []).variant == "tensorflow"
+
+
+def test_the_choice_decides_among_the_projects_variants_and_the_command_line_over_it(project: Project) -> None:
+    group = project.conf / "image"
+    group.mkdir()
+    for variant in ("mine", "other"):
+        (group / f"{variant}.yaml").write_text(f"variant: {variant}\nbase: {variant}:1\n")
+    doctor.write(project, Choice(variant="mine", why="a test"), NOW)
+    assert config.compose_image(project, []).base == "mine:1"
+    assert config.compose(project, ["experiment=toy"]).image.base == "mine:1"
+    assert config.compose_image(project, ["image=other"]).base == "other:1"
+
+
+def test_our_own_note_is_replaced_and_the_users_file_is_kept(project: Project) -> None:
+    doctor.write(project, Choice(variant="debian", why="first"), NOW)
+    path, written = doctor.write(project, Choice(variant="tensorflow-cpu", why="second"), NOW)
+    assert written
+    assert "tensorflow-cpu" in path.read_text()
+
+    path.write_text("# @package _global_\nseed: 7\n")
+    assert doctor.write(project, Choice(variant="debian", why="third"), NOW) == (path, False)
+    assert path.read_text() == "# @package _global_\nseed: 7\n"
+
+
+# the network -----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def server(answer: Callable[[str], tuple[int, dict[str, str]]]) -> Iterator[str]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            status, headers = answer(self.path)
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Quiet."""
+
+    web = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    Thread(target=web.serve_forever, args=(0.01,), daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{web.server_port}"
+    finally:
+        web.shutdown()
+        web.server_close()
+
+
+REGISTRY = {"Docker-Distribution-Api-Version": "registry/2.0"}
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "level"),
+    [
+        (401, REGISTRY, Level.OK),  # "log in first": it is there
+        (200, REGISTRY, Level.OK),
+        (403, {}, Level.WARN),  # a proxy that forbids it
+        (200, {}, Level.WARN),  # a login page
+        (302, {"Location": "/login"}, Level.WARN),
+        (503, REGISTRY, Level.WARN),
+    ],
+)
+def test_only_a_registrys_own_answer_counts(status: int, headers: dict[str, str], level: Level) -> None:
+    with server(lambda _: (status, headers)) as url:
+        found = doctor.registry(f"{url}/v2/")
+    assert (found.level, found.facts["reachable"]) == (level, level is Level.OK)
+
+
+def test_a_registry_that_nobody_answers_for_is_named_with_its_reason() -> None:
+    with server(lambda _: (200, {})) as url:
+        pass
+    found = doctor.registry(f"{url}/v2/")
+    assert found.level is Level.WARN
+    assert "Connection refused" in found.detail
+    assert " at 0x" not in found.detail
+
+
+# data ------------------------------------------------------------------------------------------------------------
+
+
+def dataset(*sources: str) -> DatasetConfig:
+    return DatasetConfig(files={"a.gz": hashlib.sha256(b"a").hexdigest()}, sources=sources)
+
+
+def test_a_dataset_that_a_later_source_has_can_be_had(tmp_path: Path) -> None:
+    with server(lambda path: (200 if path == "/there/a.gz" else 404, {})) as url:
+        wanted = {"toy": dataset(f"{url}/gone", f"{url}/there/")}
+        (found,) = doctor.datasets(wanted, cache=tmp_path / "cache", local=None)
+    assert (found.what, found.level, found.facts) == ("data toy", Level.OK, {"source": f"{url}/there/"})
+
+
+def test_a_local_folder_is_looked_at_first(tmp_path: Path) -> None:
+    (tmp_path / "toy").mkdir()
+    (tmp_path / "toy" / "a.gz").write_bytes(b"a")
+    (found,) = doctor.datasets({"toy": dataset()}, cache=tmp_path / "cache", local=str(tmp_path))
+    assert found.facts == {"source": str(tmp_path)}
+
+
+def test_a_dataset_that_no_source_has_says_how_to_bring_it(tmp_path: Path) -> None:
+    with server(lambda _: (404, {})) as url:
+        (found,) = doctor.datasets({"toy": dataset(url)}, cache=tmp_path / "cache", local=str(tmp_path))
+    assert found.level is Level.WARN
+    assert "none of 2 sources" in found.detail
+    assert "REPRO_DATA_SOURCE" in found.hint
+
+
+# machine ---------------------------------------------------------------------------------------------------------
+
+
+def program(folder: Path, name: str, text: str) -> None:
+    (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+    (folder / name).chmod(0o755)
+
+
+@pytest.fixture
+def bare_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A PATH with nothing in it; the test lays its programs there."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", str(folder))
+    return folder
+
+
+def test_without_a_card_experiments_run_on_the_cpu(bare_path: Path) -> None:
+    assert doctor.gpu(FACTS).facts == {"offered": False, "engine": "", "cards": 0}
+
+
+def test_an_engine_that_announces_gpus_offers_them(bare_path: Path) -> None:
+    facts = EngineFacts(**{name: getattr(FACTS, name) for name in FACTS.__struct_fields__} | {"gpus": "nvidia"})
+    assert doctor.gpu(facts).facts["offered"] is True
+
+
+def test_a_card_that_the_engine_cannot_give_is_a_warning_that_says_what_to_install(bare_path: Path) -> None:
+    program(bare_path, "nvidia-smi", "echo NVIDIA H100")
+    found = doctor.gpu(FACTS)
+    assert (found.level, found.facts["offered"]) == (Level.WARN, False)
+    assert "NVIDIA Container Toolkit" in found.hint
+
+
+def test_a_card_and_nvidias_hook_are_enough(bare_path: Path) -> None:
+    program(bare_path, "nvidia-smi", "echo NVIDIA H100; echo NVIDIA H100")
+    program(bare_path, "nvidia-container-runtime-hook", "")
+    found = doctor.gpu(FACTS)
+    assert (found.level, found.facts["offered"], found.facts["cards"]) == (Level.OK, True, 2)
+
+
+def test_a_disk_is_measured_where_its_folder_will_be(tmp_path: Path) -> None:
+    free = shutil.disk_usage(tmp_path).free
+    folder = tmp_path / "not" / "there" / "yet"
+    levels = [
+        doctor.disk("runs", folder, warn=warn, bad=bad, hint="").level
+        for warn, bad in ((0, 0), (free * 2, 0), (free * 2, free * 2))
+    ]
+    assert levels == [Level.OK, Level.WARN, Level.BAD]
+
+
+@pytest.mark.engine
+@pytest.mark.usefixtures("_own_cache")
+def test_everything_is_looked_at_in_a_few_seconds(project: Project) -> None:
+    found = {each.what: each for each in doctor.examine(project)}
+    wanted = {"engine", "builder", "gpu", "registry", "git", "bootstrap", "mlflow", "experiments"}
+    assert wanted | {"disk engine", "disk runs", "disk cache"} == set(found)
+    assert found["engine"].level is Level.OK
+    assert found["git"].level is Level.OK
+    assert found["experiments"].detail == "toy"
+    assert found["mlflow"].facts["uri"] == f"sqlite:///{project.store}"
+
+
+def test_a_silent_engine_is_a_finding_and_not_a_failure(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{project.root}/none.sock")
+    found = {each.what: each for each in doctor.examine(project)}
+    assert found["engine"].level is Level.BAD
+    assert found["gpu"].facts["offered"] is False
+    assert doctor.exit_code(list(found.values())) is ExitCode.ENVIRONMENT
+
+
+def test_an_experiment_that_cannot_be_composed_is_named(project: Project) -> None:
+    (project.conf / "experiment" / "broken.yaml").write_text("# @package _global_\nname: broken\nsede: 1\n")
+    found = {each.what: each for each in doctor.examine(project)}
+    assert found["experiment broken"].level is Level.WARN
+    assert found["experiments"].facts == {"count": 2, "broken": 1}
+
+
+@pytest.fixture
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REPRO_CACHE", str(tmp_path / "cache"))
