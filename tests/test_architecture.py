@@ -19,7 +19,7 @@ ROWS = (
     "endpoint engine dockerfile builder base image lockfile",
     "data",
     "plan terminal runner",
-    "journal tracking",
+    "journal store view publication tracking publisher",
     "report display",
     "ui doctor housekeeping",
     "run",
@@ -33,7 +33,7 @@ DOORS = {
     "git": {"source", "repository", "checkout"},
     "hydra": {"config"},
     "omegaconf": {"config"},
-    "mlflow": {"tracking", "ui"},
+    "mlflow": {"store", "publication", "publisher", "ui"},
 }
 
 LAZY = {"docker", "git", "hydra", "omegaconf", "mlflow", "rich", "pooch", "requests", "urllib3"}  # slow to import

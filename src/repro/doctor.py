@@ -6,6 +6,7 @@ variant of the image fits what was found.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -140,7 +141,8 @@ def _engine() -> list[Finding]:
 
     try:
         engine = connect(timeout=10)
-        facts = engine.facts()
+        with contextlib.closing(engine.client):
+            facts = engine.facts()
     except ReproError as error:
         hint = error.hints[0] if error.hints else ""
         unknown = Finding(what="gpu", level=Level.WARN, detail="unknown without an engine", facts={"offered": False})
