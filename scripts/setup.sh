@@ -36,7 +36,7 @@ install_with_uv() {
 install_with_pip() {
     local python
     python=$(find_python) || python=$(install_python)
-    [ -x .venv/bin/python ] || {
+    .venv/bin/python -m pip --version >/dev/null 2>&1 || { # none yet, or one of uv's
         rm -rf .venv
         "$python" -m venv .venv
     }
