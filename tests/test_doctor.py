@@ -173,8 +173,8 @@ def test_a_registry_that_nobody_answers_for_is_named_with_its_reason() -> None:
 # data ------------------------------------------------------------------------------------------------------------
 
 
-def dataset(*sources: str) -> DatasetConfig:
-    return DatasetConfig(files={"a.gz": hashlib.sha256(b"a").hexdigest()}, sources=sources)
+def dataset(*sources: str, files: tuple[str, ...] = ("a.gz",)) -> DatasetConfig:
+    return DatasetConfig(files=dict.fromkeys(files, hashlib.sha256(b"a").hexdigest()), sources=sources)
 
 
 def test_a_dataset_that_a_later_source_has_can_be_had(tmp_path: Path) -> None:
@@ -191,11 +191,20 @@ def test_a_local_folder_is_looked_at_first(tmp_path: Path) -> None:
     assert found.facts == {"source": str(tmp_path)}
 
 
+def test_each_file_may_come_from_another_source(tmp_path: Path) -> None:
+    (tmp_path / "toy").mkdir()
+    (tmp_path / "toy" / "a.gz").write_bytes(b"a")
+    with server(lambda path: (200 if path == "/b.gz" else 404, {})) as url:
+        wanted = {"toy": dataset(url, files=("a.gz", "b.gz"))}
+        (found,) = doctor.datasets(wanted, cache=tmp_path / "cache", local=str(tmp_path))
+    assert found.facts == {"source": f"{tmp_path}, {url}"}
+
+
 def test_a_dataset_that_no_source_has_says_how_to_bring_it(tmp_path: Path) -> None:
     with server(lambda _: (404, {})) as url:
         (found,) = doctor.datasets({"toy": dataset(url)}, cache=tmp_path / "cache", local=str(tmp_path))
     assert found.level is Level.WARN
-    assert "none of 2 sources" in found.detail
+    assert found.detail == "neither the cache nor one of 2 sources has a.gz"
     assert "REPRO_DATA_SOURCE" in found.hint
 
 

@@ -244,13 +244,15 @@ def _dataset(name: str, dataset: DatasetConfig, *, cache: Path, local: str | Non
     if data.cached(name, dataset, cache=cache):
         return Finding(what=what, level=Level.OK, detail=f"in the cache, {cache}", facts={"source": "cache"})
     sources = ((local,) if local else ()) + dataset.sources
-    for source in sources:
-        if all(_has(source, name, file) for file in dataset.files):
-            return Finding(what=what, level=Level.OK, detail=f"can be had from {source}", facts={"source": source})
+    found = {file: next((each for each in sources if _has(each, name, file)), "") for file in dataset.files}
+    lacking = [file for file, source in found.items() if not source]
+    if not lacking:
+        used = ", ".join(dict.fromkeys(found.values()))
+        return Finding(what=what, level=Level.OK, detail=f"can be had from {used}", facts={"source": used})
     return Finding(
         what=what,
         level=Level.WARN,
-        detail=f"not in the cache, and none of {len(sources)} sources has all of its {len(dataset.files)} files",
+        detail=f"neither the cache nor one of {len(sources)} sources has {', '.join(lacking)}",
         hint=f"lay the files in a folder {name}/ and name the folder above it: REPRO_DATA_SOURCE=FOLDER",
         facts={"source": ""},
     )
