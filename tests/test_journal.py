@@ -10,7 +10,8 @@ import pytest
 
 from repro import journal
 from repro.journal import Metric, Note, Position
-from repro.record import RunFolder
+from repro.project import Project
+from tests.test_tracking import Run
 
 STARTED = 1_764_000_000_000
 
@@ -113,8 +114,7 @@ def test_neither_links_nor_pipes_in_the_journal_are_followed(tmp_path: Path) -> 
 
 
 def test_the_latest_value_is_that_of_the_highest_step(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path)
-    folder.journal.mkdir()
+    folder = Run(Project(tmp_path)).folder
     (folder.journal / "events-1.jsonl").write_text('{"step":2,"loss":0.2,"acc":1}\n{"step":1,"loss":0.9}\n')
     (folder.journal / "events-2.jsonl").write_text('{"step":3,"loss":0.1}\n')
     assert journal.latest(folder) == {"loss": 0.1, "acc": 1.0}

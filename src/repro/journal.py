@@ -165,10 +165,11 @@ def _text(value: Any) -> str:
 def latest(folder: RunFolder) -> dict[str, float]:
     """The last value of each metric, by step and then by time, in the order of their first appearance."""
     last: dict[str, Metric] = {}
+    run = folder.read().planned.run
     for path in files(folder.journal):
         position = Position()
         while True:
-            events, then = read(path, position, run=folder.path.name, started=0)
+            events, then = read(path, position, run=run, started=0)
             for point in events.metrics:
                 known = last.get(point.key)
                 if known is None or (point.step, point.timestamp) >= (known.step, known.timestamp):

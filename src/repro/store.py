@@ -1,0 +1,183 @@
+"""Tracking URI -> a store that MLflow can open: made safely when it is missing, explained when it is unfit.
+
+MLflow itself breaks a missing sqlite database for good when several processes open it at once.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import tempfile
+from importlib import metadata, util
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from repro.errors import BadInputError, EnvironmentUnfitError
+from repro.project import cache_folder
+
+DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+SERVERS = ("http", "https", "databricks")
+
+
+def resolve_uri(configured: str | None, root: Path) -> str:
+    """An absolute tracking URI: a relative sqlite path is one below `root`.
+
+    Raises:
+        BadInputError: MLflow cannot keep runs there, or it holds a password.
+    """
+    uri = configured or f"sqlite:///{root / 'mlflow.db'}"
+    scheme = uri.partition(":")[0].partition("+")[0] if ":" in uri else ""
+    if scheme in SERVERS:
+        if urlsplit(uri).password:
+            raise BadInputError(
+                "tracking.uri holds a password, which would be written into every record",
+                hints=["set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in place of it"],
+            )
+        return uri.rstrip("/")
+    if scheme not in DATABASES:
+        raise BadInputError(
+            f"tracking.uri: MLflow keeps no runs in {uri!r} any more (files and folders as a store are retired)",
+            hints=[
+                "leave it out: the project's own sqlite:///mlflow.db",
+                "a database or a server: sqlite:///FILE, postgresql://…, http://HOST:PORT",
+                "an old mlruns/ folder: `mlflow migrate-filestore` copies it into a database",
+            ],
+        )
+    if scheme == "sqlite":
+        prefix, found, path = uri.partition(":///")
+        if not found or not path or path.startswith(":memory:"):
+            raise BadInputError(f"tracking.uri: {uri!r} names no file", hints=["sqlite:///relative.db, sqlite:////abs"])
+        return f"{prefix}:///{root / path}"
+    return uri
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """The database file of a sqlite URI; None for every other kind."""
+    if not uri.startswith("sqlite"):
+        return None
+    return Path(uri.partition(":///")[2].partition("?")[0])
+
+
+def prepare(uri: str) -> None:
+    """Make the sqlite database when it is missing, check it when it is there; other stores are left to MLflow.
+
+    Raises:
+        EnvironmentUnfitError: it cannot be made, is no database of MLflow's, or is of another version of it.
+    """
+    file = sqlite_file(uri)
+    if file is None:
+        return
+    try:
+        if _missing(file):
+            _create(file)
+        found = _version(file)
+    except (OSError, sqlite3.DatabaseError) as error:
+        raise EnvironmentUnfitError(
+            f"the tracking store {file} cannot be used",
+            evidence=[str(error)],
+            hints=["make it writable, or move it away: `repro sync` fills a new one", "another: tracking.uri=…"],
+        ) from error
+    _require_version(uri, file, found)
+
+
+def _missing(file: Path) -> bool:
+    return not file.exists() or file.stat().st_size == 0
+
+
+def _create(file: Path) -> None:
+    """Copy the template in one step, one process at a time."""
+    from filelock import FileLock
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(file.with_name(f"{file.name}.lock")):
+        if not _missing(file):
+            return
+        template = _template()
+        descriptor, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+        os.close(descriptor)
+        try:
+            shutil.copyfile(template, temporary)
+            # else artifacts of the experiment "Default" would go to where the template was made
+            _execute(Path(temporary), "UPDATE experiments SET artifact_location = ?", _artifacts(file))
+            Path(temporary).chmod(0o666 & ~_umask())
+            Path(temporary).replace(file)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+
+
+def _artifacts(file: Path) -> str:
+    return (file.parent / "mlartifacts" / "0").as_uri()
+
+
+def _umask() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+def _template() -> Path:
+    """A migrated, empty database of the installed MLflow: made once, since migrating takes seconds."""
+    from filelock import FileLock
+
+    template = cache_folder() / f"mlflow-{metadata.version('mlflow')}.db"
+    template.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(template.with_suffix(".lock")):
+        if _missing(template):
+            from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+            with tempfile.TemporaryDirectory(dir=template.parent) as scratch:
+                made = Path(scratch) / "mlflow.db"
+                store = SqlAlchemyStore(f"sqlite:///{made}", scratch)
+                store.engine.dispose()
+                made.replace(template)
+    return template
+
+
+def _execute(file: Path, statement: str, *values: str) -> list[tuple[str]]:
+    connection = sqlite3.connect(file, timeout=20)
+    try:
+        with connection:
+            return connection.execute(statement, values).fetchall()
+    finally:
+        connection.close()
+
+
+def _version(file: Path) -> str:
+    """The schema version of a database; "" when MLflow did not make it."""
+    tables = _execute(file, "SELECT name FROM sqlite_master WHERE type = 'table' AND name = 'alembic_version'")
+    found = _execute(file, "SELECT version_num FROM alembic_version") if tables else []
+    return found[0][0] if found else ""
+
+
+def _require_version(uri: str, file: Path, found: str) -> None:
+    known = _known_versions()
+    if found in known and found == _version(_template()):
+        if not os.access(file, os.W_OK) or not os.access(file.parent, os.W_OK):
+            raise EnvironmentUnfitError(
+                f"the tracking store {file} is read-only", hints=["make the file and its folder writable"]
+            )
+        return
+    if found in known:
+        raise EnvironmentUnfitError(
+            f"the tracking store {file} was made by an older MLflow (schema {found})",
+            hints=[f"cp {file} {file}.backup && mlflow db upgrade {uri}", "then `repro sync`"],
+        )
+    if found:
+        raise EnvironmentUnfitError(
+            f"the tracking store {file} was made by a newer MLflow (schema {found}, unknown to the one here)",
+            evidence=[f"mlflow {metadata.version('mlflow')} is installed"],
+            hints=["install the MLflow that made it: pip install -U mlflow", "then `repro sync`"],
+        )
+    raise EnvironmentUnfitError(
+        f"{file} is a database, but none of MLflow's", hints=["name another file: tracking.uri=sqlite:///other.db"]
+    )
+
+
+def _known_versions() -> frozenset[str]:
+    """The schema versions of the installed MLflow, by the names of its migrations; nothing of it is imported."""
+    package = util.find_spec("mlflow")
+    if package is None or not package.submodule_search_locations:
+        return frozenset()
+    folder = Path(package.submodule_search_locations[0]) / "store" / "db_migrations" / "versions"
+    return frozenset(path.name.partition("_")[0] for path in folder.glob("*_*.py"))

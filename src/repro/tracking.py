@@ -1,0 +1,272 @@
+"""Run folders -> MLflow, through a process of its own: importing MLflow takes seconds, and a run waits for none of it.
+
+The process is `repro.publisher`; here is how to start it, to tell it of runs and to hear what became of them.
+Nothing here imports mlflow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from repro import store
+from repro.errors import EnvironmentUnfitError, ReproError
+from repro.experiment import Value
+from repro.journal import Position
+from repro.project import Project, ignored_folder
+from repro.record import RunFolder
+
+SYNC_SECONDS = 3600.0  # a large upload takes its time
+LOG_LIMIT = 1 << 20  # bytes
+
+
+class State(Value, frozen=True, kw_only=True):
+    """tracking.json: how much of a run MLflow has. It is ours to lose: without it, everything is sent again."""
+
+    uri: str
+    experiment_id: str = ""
+    run: str = ""  # MLflow's id; "" until it has one
+    positions: dict[str, Position] = msgspec.field(default_factory=dict)  # by the name of the journal file
+    described: str = ""  # the state of the record whose tags, parameters and datasets are there
+    ended: bool = False
+    artifacts: bool = False
+    nested: int = 0  # journal lines of nested runs
+    unread: int = 0  # journal lines that say nothing we know
+    remarks: tuple[str, ...] = ()  # what MLflow would not take
+
+
+class Order(Value, frozen=True, kw_only=True):
+    """A line to the publisher."""
+
+    action: Literal["follow", "sync"]
+    folder: str
+    uri: str | None = None  # None: the record's
+
+
+class Reply(Value, frozen=True, kw_only=True):
+    """A line from the publisher: what became of a run."""
+
+    folder: str
+    run: str
+    ok: bool
+    mlflow_run: str = ""
+    experiment_id: str = ""
+    uri: str = ""
+    reason: str = ""  # why not, or why nothing was to be done
+    hints: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """One line for a person."""
+        if not self.ok:
+            return f"not in MLflow: {self.reason}; `repro sync {self.run}` catches up"
+        return self.reason or place(self.uri, self.experiment_id, self.mlflow_run)
+
+
+def resolve_uri(configured: str | None, project: Project, environ: Mapping[str, str] = os.environ) -> str:
+    """Where MLflow is: as configured, else MLFLOW_TRACKING_URI, else mlflow.db in the project.
+
+    Raises:
+        BadInputError: MLflow cannot keep runs there.
+    """
+    return store.resolve_uri(configured or environ.get("MLFLOW_TRACKING_URI"), project.root)
+
+
+def state(folder: RunFolder) -> State | None:
+    """How much of a run MLflow has; None when nobody told it, or when nobody can read what was noted."""
+    try:
+        return msgspec.json.decode(folder.tracking.read_bytes(), type=State)
+    except (OSError, msgspec.MsgspecError):
+        return None
+
+
+def mlflow_run(folder: RunFolder) -> str:
+    """MLflow's id of a run; "" while it has none."""
+    known = state(folder)
+    return known.run if known else ""
+
+
+def status(folder: RunFolder) -> str:
+    """What a person should know of a run's place in MLflow, in one line."""
+    known, record = state(folder), folder.read()
+    if known is None or not known.run:
+        if record.planned.tracking_uri is None:
+            return "off"
+        return f"not there yet; `repro sync {record.planned.run}` catches up"
+    where = place(known.uri, known.experiment_id, known.run)
+    if record.ended and not (known.ended and known.artifacts):
+        return f"{where}, not all of it yet; `repro sync {record.planned.run}` catches up"
+    return where
+
+
+def place(uri: str, experiment_id: str, run: str) -> str:
+    """Where to look at a run."""
+    if uri.startswith("http"):
+        return page(uri, experiment_id, run)
+    return f"run {run}; `repro ui` shows it"
+
+
+def page(base: str, experiment_id: str, run: str = "") -> str:
+    """The address of a run's page, or of its experiment's list with the useful columns."""
+    if run:
+        return f"{base}/#/experiments/{experiment_id}/runs/{run}"
+    return f"{base}/#/experiments/{experiment_id}/runs?viewStateShareKey=repro&workflowType=machine_learning"
+
+
+class Follower:
+    """The parent's end of a publisher: it takes orders at any time, and never raises for what MLflow does."""
+
+    def __init__(self, process: subprocess.Popen[bytes], log: Path | None) -> None:
+        self.process, self.log = process, log
+        self._buffer = b""
+        self._waiting: list[RunFolder] = []
+
+    @classmethod
+    def start(cls, project: Project, uri: str = "") -> Follower:
+        """Start a publisher; with the `uri` of the runs to come it gets ready for that kind of store."""
+        log: Path | None = None
+        with contextlib.suppress(EnvironmentUnfitError, OSError):
+            log = ignored_folder(project.scratch) / "logs" / "mlflow.log"
+            log.parent.mkdir(exist_ok=True)
+            if log.exists() and log.stat().st_size > LOG_LIMIT:
+                log.unlink()
+        with contextlib.ExitStack() as stack:
+            stderr = stack.enter_context(log.open("ab")) if log else subprocess.DEVNULL
+            process = subprocess.Popen(
+                [sys.executable, "-m", "repro.publisher", uri],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                env=_environment(os.environ),
+                cwd=log.parent if log else "/",  # never where a file of the user's could pass for a module
+                start_new_session=True,  # Ctrl-C is meant for the run; the publisher records how it ended
+            )
+        return cls(process, log)
+
+    def follow(self, folder: RunFolder, uri: str | None = None) -> None:
+        """Show this run in MLflow, from now until its record says that it ended."""
+        self._order(Order(action="follow", folder=_path(folder), uri=uri), folder)
+
+    def sync(self, folder: RunFolder, uri: str | None = None) -> None:
+        """Bring MLflow up to date with this run as it is now."""
+        self._order(Order(action="sync", folder=_path(folder), uri=uri), folder)
+
+    def _order(self, order: Order, folder: RunFolder) -> None:
+        self._waiting.append(folder)
+        pipe = self.process.stdin
+        if pipe and not pipe.closed:
+            with contextlib.suppress(BrokenPipeError):  # it died: `wait` says so
+                pipe.write(msgspec.json.encode(order) + b"\n")
+                pipe.flush()
+
+    def wait(self, seconds: float) -> list[Reply]:
+        """What became of the runs, waiting at most `seconds` for those that nothing is known of yet.
+
+        The publisher goes on with the others, also after this process has ended.
+        """
+        until = time.monotonic() + seconds
+        replies: list[Reply] = []
+        while self._waiting:
+            line = self._line(until)
+            if line is None:
+                break
+            if not line:
+                replies += [self._died(folder) for folder in self._waiting]
+                self._waiting.clear()
+                break
+            reply = msgspec.json.decode(line, type=Reply)
+            self._waiting = [folder for folder in self._waiting if _path(folder) != reply.folder]
+            replies.append(reply)
+        return replies
+
+    def _line(self, until: float) -> bytes | None:
+        """The next line; None when the time is up, b"" when there is none to come."""
+        pipe = self.process.stdout
+        while b"\n" not in self._buffer:
+            if pipe is None or pipe.closed:
+                return b""
+            if not select.select([pipe], [], [], max(0.0, until - time.monotonic()))[0]:
+                return None
+            chunk = os.read(pipe.fileno(), 1 << 16)
+            if not chunk:
+                return b""
+            self._buffer += chunk
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return line
+
+    def _died(self, folder: RunFolder) -> Reply:
+        last = ""
+        if self.log:
+            with contextlib.suppress(OSError):
+                last = self.log.read_bytes().decode(errors="replace").rstrip().rpartition("\n")[2]
+        hints = (f"its log: {self.log}",) if self.log else ()
+        return _reply(folder, reason=f"MLflow's process ended early ({last})", hints=hints)
+
+    def close(self) -> None:
+        """No more orders: the publisher finishes what it has, by itself, and ends."""
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe:
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
+        if self.process.poll() is None:
+            threading.Thread(target=self.process.wait, daemon=True).start()  # no zombie in a long-lived program
+
+
+def _path(folder: RunFolder) -> str:
+    return str(folder.path.absolute())
+
+
+def _reply(folder: RunFolder, reason: str, hints: tuple[str, ...] = (), *, ok: bool = False) -> Reply:
+    return Reply(folder=_path(folder), run=folder.path.name, ok=ok, reason=reason, hints=hints)
+
+
+def _environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """What the publisher sees: short waits for a server, and nothing that would redirect MLflow."""
+    defaults = {
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # it tries again by itself, and other runs need not wait
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "GIT_PYTHON_REFRESH": "quiet",
+    }
+    dropped = {"MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_ENABLE_ASYNC_LOGGING"}
+    kept = {name: value for name, value in environ.items() if name not in dropped}
+    if path := environ.get("PYTHONPATH"):
+        kept["PYTHONPATH"] = os.pathsep.join(str(Path(entry).absolute()) for entry in path.split(os.pathsep) if entry)
+    return {**defaults, **kept}
+
+
+def sync(
+    folders: Iterable[RunFolder], project: Project, *, uri: str | None = None, seconds: float = SYNC_SECONDS
+) -> Iterator[Reply]:
+    """Bring MLflow up to date with these runs, one after the other; a run that is there already stays as it is.
+
+    `uri` names another store than the one that the runs were recorded with.
+    """
+    follower: Follower | None = None
+    try:
+        for folder in folders:
+            try:
+                wanted = uri or folder.read().planned.tracking_uri
+            except ReproError as error:
+                yield _reply(folder, error.what, error.hints)
+                continue
+            if wanted is None:
+                yield _reply(folder, "tracking was off for this run", ok=True)
+                continue
+            follower = follower or Follower.start(project, wanted)
+            follower.sync(folder, uri)
+            yield next(iter(follower.wait(seconds)), _reply(folder, f"nothing heard for {seconds:g} s"))
+    finally:
+        if follower:
+            follower.close()
