@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from repro.project import Project
+from tests.engine_fixtures import debian_base, engine  # noqa: F401 - fixtures
 
 GIT_IDENTITY = {
     "GIT_AUTHOR_NAME": "A",

@@ -131,11 +131,9 @@ def rebuild(args: argparse.Namespace, display: Display) -> int:
             return ExitCode.OK if present else ExitCode.NO
     with display.step("image") as step:
         log = ignored_folder(project.scratch) / "logs" / f"build-{spec.digest[:16]}.log"
-        made = image.ensure(
-            spec, connect(), root=project.root, say=step.say, build_log=log, no_cache=args.no_cache, pull=args.pull
-        )
+        made = image.ensure(spec, connect(), say=step.say, build_log=log, no_cache=args.no_cache, pull=args.pull)
         step.detail = f"{made.tag} {'built' if made.built else 'present'}"
-    lockfile.note(project.lock, spec, made)
+    lockfile.note(project.lock, made)
     print(report.as_json(made) if args.json else f"{made.tag}  {report.short(made.id)}")
     return ExitCode.OK
 

@@ -373,6 +373,11 @@ class Engine:
             found = self.client.api.containers(all=True, filters={"label": label})
         return [(each["Id"], each.get("Labels") or {}, each.get("State") == "running") for each in found]
 
+    def image_ids_in_use(self) -> set[str]:
+        """Ids of the images that any container, running or not, was made from."""
+        with translated("listing containers"):
+            return {str(each["ImageID"]) for each in self.client.api.containers(all=True)}
+
     def attach(self, container: str) -> Any:
         """A raw, two-way socket to the terminal of an interactive container; what it printed so far comes first."""
         with translated("attaching to the container"):

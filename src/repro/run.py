@@ -144,13 +144,13 @@ class Session:
         spec = image.ImageSpec.read(wanted, self.project.root)
         if spec.digest not in self.images:
             if self.locked:
-                lockfile.require(lockfile.read(self.project.lock), wanted.variant, spec)
+                lockfile.require(lockfile.read(self.project.lock), spec)
             with self.display.step("image") as step:
                 log = ignored_folder(self.project.scratch) / "logs" / f"build-{spec.digest[:16]}.log"
-                made = image.ensure(spec, self.engine, root=self.project.root, say=step.say, build_log=log)
+                made = image.ensure(spec, self.engine, say=step.say, build_log=log)
                 step.detail = f"{made.tag} {'built' if made.built else 'present'}"
             if self.locked:
-                lockfile.require(lockfile.read(self.project.lock), wanted.variant, spec, made)
+                lockfile.require(lockfile.read(self.project.lock), spec, made)
             self.images[spec.digest] = made
         return self.images[spec.digest]
 

@@ -1,0 +1,206 @@
+"""Times whole commands beside the plain tool in the same run, and prints ratios. Needs a Docker Engine.
+
+python -m bench [--rounds N] [--only run|rebuild|snapshot]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+PYTHON = sys.executable
+BIN = Path(PYTHON).parent
+ENV = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "GIT_PYTHON_REFRESH": "quiet"}
+GIT = {f"GIT_{who}_{what}": "bench" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+
+
+def call(command: Sequence[str], cwd: Path) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        list(command),
+        cwd=cwd,
+        env={**ENV, **GIT},
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} exited with {done.returncode}\n{done.stdout}{done.stderr}")
+    return done
+
+
+def timed(command: Sequence[str], cwd: Path) -> float:
+    begun = time.perf_counter()
+    call(command, cwd)
+    return time.perf_counter() - begun
+
+
+def alternate(rounds: int, **commands: Callable[[], float]) -> dict[str, list[float]]:
+    """Each command in turn, so that a busy moment of the machine meets all of them."""
+    times: dict[str, list[float]] = {name: [] for name in commands}
+    for _ in range(rounds):
+        for name, command in commands.items():
+            times[name].append(command())
+    return times
+
+
+def row(name: str, times: list[float]) -> str:
+    return f"  {name:<44} median {statistics.median(times):7.3f} s   min {min(times):7.3f}   max {max(times):7.3f}"
+
+
+def ratio(name: str, ours: list[float], theirs: list[float], bound: float) -> str:
+    value = statistics.median(ours) / statistics.median(theirs)
+    return f"  {name:<44} ratio  {value:7.2f}     bound {bound:g}: {'held' if value <= bound else 'MISSED'}"
+
+
+def limit(name: str, times: list[float], bound: float) -> str:
+    value = statistics.median(times)
+    return f"  {name:<44} median {value:7.3f} s   bound {bound:g} s: {'held' if value <= bound else 'MISSED'}"
+
+
+def base_image() -> str:
+    """An image that is on the engine: the project's own Debian base, made when it is missing."""
+    from repro import base, config
+    from repro.engine import connect
+    from repro.project import Project
+
+    project = Project.find(Path(__file__).parent)
+    image = config.compose_image(project, ["image=debian"])
+    if image.bootstrap is None:
+        raise SystemExit("image=debian has no bootstrap recipe")
+    return base.ensure(image.bootstrap, connect(), say=print)
+
+
+def make_project(root: Path, base: str) -> None:
+    (root / "conf" / "experiment").mkdir(parents=True)
+    (root / "conf" / "image").mkdir()
+    (root / "docker").mkdir()
+    (root / "conf" / "image" / "tensorflow.yaml").write_text(f"variant: tensorflow\nbase: {base}\nrequirements: null\n")
+    (root / "conf" / "experiment" / "trivial.yaml").write_text(
+        "# @package _global_\nname: trivial\ncommand: ['true']\n"
+    )
+    (root / "docker" / "Dockerfile").write_text("ARG BASE_IMAGE\nFROM ${BASE_IMAGE}\nENV BENCH=1\n")
+    (root / "MLproject").write_text(
+        f"name: trivial\ndocker_env:\n  image: {base}\nentry_points:\n  main:\n    command: 'true'\n"
+    )
+    call(["git", "init", "-q", "-b", "main"], root)
+    call(["git", "add", "-A"], root)
+    call(["git", "commit", "-qm", "bench"], root)
+
+
+def bench_run(root: Path, rounds: int) -> list[str]:
+    ours = [PYTHON, "-m", "repro.run", "experiment=trivial", "gpus=none"]
+    starts: list[float] = []
+
+    def repro() -> float:
+        begun = time.time()
+        seconds = timed(ours, root)
+        record = json.loads(sorted(root.glob("runs/*/record.json"))[-1].read_text())
+        from datetime import datetime
+
+        starts.append(datetime.fromisoformat(record["started"]["at"].replace("Z", "+00:00")).timestamp() - begun)
+        return seconds
+
+    plain = ["docker", "run", "--rm", "--network=none", json.loads((root / "image.json").read_text()), "true"]
+    repro()
+    timed([str(BIN / "mlflow"), "run", "."], root)
+    starts.clear()
+    times = alternate(
+        rounds,
+        repro=repro,
+        mlflow=lambda: timed([str(BIN / "mlflow"), "run", "."], root),
+        docker=lambda: timed(plain, root),
+    )
+    return [
+        "A run of `true`, start to end, sqlite store",
+        row("python -m repro.run experiment=trivial", times["repro"]),
+        row("mlflow run . (docker_env)", times["mlflow"]),
+        row("docker run --rm --network=none", times["docker"]),
+        ratio("repro / mlflow run", times["repro"], times["mlflow"], 0.5),
+        limit("from the command to the running container", starts, 1.0),
+    ]
+
+
+def bench_rebuild(root: Path, rounds: int) -> list[str]:
+    repro = [str(BIN / "repro"), "rebuild", "--if-changed"]
+    call(repro, root)
+    context = root / "context"
+    context.mkdir()
+    shutil.copy(root / "docker" / "Dockerfile", context)
+    base = json.loads((root / "image.json").read_text())
+    docker = ["docker", "build", "-q", "--build-arg", f"BASE_IMAGE={base}", "-t", "repro-bench:1", "."]
+    call(docker, context)
+    times = alternate(rounds, repro=lambda: timed(repro, root), docker=lambda: timed(docker, context))
+    with (root / "big.bin").open("wb") as file:
+        for _ in range(1024):
+            file.write(os.urandom(1 << 20))
+    large = [timed(repro, root) for _ in range(rounds)]
+    (root / "big.bin").unlink()
+    call(["docker", "rmi", "repro-bench:1"], root)
+    return [
+        "An image that is there already",
+        row("repro rebuild --if-changed", times["repro"]),
+        row("docker build, all steps cached", times["docker"]),
+        ratio("repro / docker build", times["repro"], times["docker"], 3.0),
+        row("repro, with a 1 GB file in the project", large),
+        ratio("with / without the file", large, times["repro"], 1.25),
+    ]
+
+
+def bench_snapshot(root: Path, rounds: int) -> list[str]:
+    from repro import source
+
+    many = root / "many"
+    for number in range(5000):
+        folder = many / f"d{number % 50}"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"f{number}.py").write_text(f"value = {number}\n" * 20)
+    call(["git", "init", "-q", "-b", "main"], many)
+    call(["git", "add", "-A"], many)
+    call(["git", "commit", "-qm", "many"], many)
+    source.capture(many)
+
+    def capture() -> float:
+        begun = time.perf_counter()
+        source.capture(many)
+        return time.perf_counter() - begun
+
+    clean = [capture() for _ in range(rounds)]
+    for number in range(3):
+        (many / f"new{number}.py").write_text("x = 1\n")
+    dirty = [capture() for _ in range(rounds)]
+    return [
+        "A snapshot of a repository with 5,000 files",
+        limit("nothing changed", clean, 0.5),
+        row("three files changed", dirty),
+    ]
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser()
+    arguments.add_argument("--rounds", type=int, default=7)
+    arguments.add_argument("--only", choices=["run", "rebuild", "snapshot"])
+    chosen = arguments.parse_args()
+    parts = {"run": bench_run, "rebuild": bench_rebuild, "snapshot": bench_snapshot}
+    with tempfile.TemporaryDirectory(prefix="repro-bench-") as folder:
+        root = Path(folder) / "project"
+        root.mkdir()
+        base = base_image()
+        make_project(root, base)
+        (root / "image.json").write_text(json.dumps(base))
+        for name, part in parts.items():
+            if chosen.only in (None, name):
+                print("\n".join(part(root, chosen.rounds)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

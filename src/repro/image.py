@@ -1,0 +1,278 @@
+"""ImageSpec (pure) -> Image: everything that decides an image as one hash, and the image of that hash on an engine.
+
+docs/images.md says what the hash is made of, and why.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import secrets
+import tarfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from repro import base as bases
+from repro import builder, context, dockerfile
+from repro.context import ContextFile
+from repro.engine import Engine, ImageFacts
+from repro.errors import BadInputError, EnvironmentUnfitError
+from repro.experiment import BaseRecipe, ImageConfig, Value
+from repro.project import cache_folder
+
+SCHEMA = 1
+SPEC_LABEL = "repro.spec"
+BASE_LABEL = "repro.base"
+BASE_ASKED_LABEL = "repro.base.asked"
+VARIANT_LABEL = "repro.variant"
+MTIME = 946_684_800  # 2000-01-01 UTC: of every file in a context, so that equal contexts are equal bytes
+
+
+class ImageSpec(Value, frozen=True, kw_only=True):
+    """Everything that decides what is in an image. Equal specs have equal tags."""
+
+    name: str  # where the image is kept: not part of the hash
+    variant: str  # what the configuration calls it: not part of the hash
+    base: str
+    bootstrap: BaseRecipe | None
+    dockerfile: str
+    requirements: str | None
+    declared: tuple[str, ...]  # image.context, as written
+    files: tuple[ContextFile, ...]
+    build_args: dict[str, str]
+    target: str | None
+    platform: str
+    network: str | None
+
+    @classmethod
+    def read(cls, config: ImageConfig, root: Path) -> ImageSpec:
+        """The spec of a configuration, from the files below the project's root; only declared files are looked at.
+
+        Raises:
+            BadInputError: a file is missing, cannot be part of a context, or the Dockerfile copies undeclared ones.
+        """
+        spec = cls(
+            name=config.name,
+            variant=config.variant,
+            base=config.base,
+            bootstrap=config.bootstrap,
+            dockerfile=config.dockerfile,
+            requirements=config.requirements,
+            declared=config.context,
+            files=context.read(root, config.dockerfile, config.requirements, config.context),
+            build_args=config.build_args,
+            target=config.target,
+            platform=config.platform,
+            network=config.network,
+        )
+        check_copies(spec)
+        return spec
+
+    def manifest(self) -> dict[str, Any]:
+        """What the hash covers, with digests in place of contents: the canonical form of the spec."""
+        return {
+            "schema": SCHEMA,
+            "base": self.base,
+            "bootstrap": msgspec.to_builtins(self.bootstrap),
+            "build_args": self.build_args,
+            "dockerfile": self.dockerfile,
+            "files": {file.path: file.identity() for file in self.files},
+            "network": self.network,
+            "platform": self.platform,
+            "requirements": self.requirements,
+            "target": self.target,
+        }
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the canonical JSON (sorted keys, no spaces) of the manifest, 64 hex digits."""
+        return hashlib.sha256(msgspec.json.encode(self.manifest(), order="deterministic")).hexdigest()
+
+    @property
+    def tag(self) -> str:
+        """name:first 16 digits of the digest."""
+        return f"{self.name}:{self.digest[:16]}"
+
+    @property
+    def dockerfile_text(self) -> str:
+        """The Dockerfile as the builder gets it."""
+        return next(file.content for file in self.files if file.path == self.dockerfile).decode()
+
+    def arguments(self, base: str) -> dict[str, str]:
+        """The build arguments: the user's, and ours that say which base and which requirements."""
+        ours = {"BASE_IMAGE": base}
+        if self.requirements:
+            ours["REQUIREMENTS"] = self.requirements
+        return ours | self.build_args
+
+    def context(self) -> bytes:
+        """The build context: a tar of exactly the hashed bytes, with one mode, owner and time for equal files."""
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
+            for file in self.files:
+                entry = tarfile.TarInfo(file.path)
+                entry.mtime, entry.mode = MTIME, 0o755 if file.executable else 0o644
+                if file.link is not None:
+                    entry.type, entry.linkname, entry.mode = tarfile.SYMTYPE, file.link, 0o777
+                    archive.addfile(entry)
+                else:
+                    entry.size = len(file.content)
+                    archive.addfile(entry, io.BytesIO(file.content))
+        return buffer.getvalue()
+
+
+class Image(Value, frozen=True, kw_only=True):
+    """What an engine holds for a spec."""
+
+    variant: str
+    tag: str
+    id: str
+    spec: str
+    base: str  # as asked for
+    base_resolved: str  # repo digest where there is one, else image id
+    platform: str
+    digest: str | None  # a repo digest; only images that a registry has seen have one
+    built: bool
+    seconds: float
+
+
+def check_copies(spec: ImageSpec) -> None:
+    """Refuse a Dockerfile that copies what is not in the context, before a builder does so in worse words.
+
+    Raises:
+        BadInputError: naming the line, and the key to add.
+    """
+    arguments = spec.arguments(spec.base)
+    problems, missing = [], []
+    for copy in dockerfile.local_copies(spec.dockerfile_text, arguments):
+        for source in copy.sources:
+            if "$" not in source and not context.holds(spec.files, spec.declared, source):
+                problems.append(f"{spec.dockerfile}:{copy.line}: {copy.text}")
+                missing.append(source)
+    if problems:
+        declared = ", ".join([*spec.declared, *dict.fromkeys(missing)])
+        raise BadInputError(
+            f"the Dockerfile copies files that are not declared: {', '.join(dict.fromkeys(missing))}",
+            evidence=problems,
+            hints=[f"declare them, so that they become part of the image's identity: `image.context: [{declared}]`"],
+        )
+
+
+def accepted(spec: ImageSpec, found: ImageFacts | None) -> ImageFacts | None:
+    """`found` if it is the image of the spec: a tag can be moved by hand, the label inside cannot."""
+    if found is None or found.labels.get(SPEC_LABEL) != spec.digest or not _same_platform(found, spec):
+        return None
+    return found
+
+
+def _same_platform(found: ImageFacts, spec: ImageSpec) -> bool:
+    return found.platform.split("/")[:2] == spec.platform.split("/")[:2]
+
+
+def ensure(
+    spec: ImageSpec,
+    engine: Engine,
+    *,
+    say: Callable[[str], None],
+    build_log: Path | None = None,
+    no_cache: bool = False,
+    pull: bool = False,
+) -> Image:
+    """The image of `spec`, built only when the engine has none. Any number of processes may ask: one builds.
+
+    Raises:
+        BadInputError: the Dockerfile or what it installs has to change.
+        EnvironmentUnfitError: the base cannot be had, or the engine cannot build.
+    """
+    begun = time.monotonic()
+    force = no_cache or pull
+    found = None if force else accepted(spec, engine.image(spec.tag))
+    if found is None:
+        with _one_at_a_time(spec, say):
+            found = None if force else accepted(spec, engine.image(spec.tag))  # another process may have built it
+            if found is None:
+                found = _build(spec, engine, say=say, build_log=build_log, no_cache=no_cache, pull=pull)
+                return _image(spec, found, built=True, seconds=time.monotonic() - begun)
+    return _image(spec, found, built=False, seconds=time.monotonic() - begun)
+
+
+def _one_at_a_time(spec: ImageSpec, say: Callable[[str], None]) -> Any:
+    import filelock
+
+    folder = cache_folder() / "locks"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EnvironmentUnfitError(
+            f"{folder} cannot be written", evidence=[str(error)], hints=["REPRO_CACHE names another folder"]
+        ) from error
+    lock = filelock.FileLock(folder / f"image-{spec.digest[:32]}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        say(f"another process builds {spec.tag}; waiting for it")
+        lock.acquire()
+    return lock
+
+
+def _build(
+    spec: ImageSpec, engine: Engine, *, say: Callable[[str], None], build_log: Path | None, no_cache: bool, pull: bool
+) -> ImageFacts:
+    builder.check(engine, spec.dockerfile_text, spec.dockerfile)
+    reference, base = bases.resolve(spec.base, spec.bootstrap, engine, say=say, pull=pull)
+    # under another name until it is whole and checked: a build that fails or is killed leaves no tag of a spec
+    temporary = f"{spec.name}:building-{secrets.token_hex(6)}"
+    labels = {
+        SPEC_LABEL: spec.digest,
+        BASE_LABEL: bases.identity(base),
+        BASE_ASKED_LABEL: spec.base,
+        VARIANT_LABEL: spec.variant,
+    }
+    say(f"building {spec.tag}")
+    request = builder.Request(
+        tag=temporary,
+        dockerfile=spec.dockerfile,
+        text=spec.dockerfile_text,
+        context=spec.context(),
+        build_args=spec.arguments(reference),
+        labels=labels,
+        platform=spec.platform,
+        target=spec.target,
+        network=spec.network,
+        no_cache=no_cache,
+    )
+    builder.build(engine, request, say=say, log=build_log)
+    try:
+        found = accepted(spec, engine.image(temporary))
+        if found is None:
+            raise EnvironmentUnfitError(
+                f"the engine built something else than {spec.tag}",
+                evidence=[f"label {SPEC_LABEL} or platform of {temporary} is not what was asked for"],
+                hints=["`repro rebuild --no-cache`; does the Dockerfile set the label itself?"],
+            )
+        engine.tag(temporary, spec.tag)
+    finally:
+        if engine.image(temporary):
+            engine.remove_image(temporary)
+    tagged = engine.image(spec.tag)
+    assert tagged is not None  # noqa: S101 - it was tagged two lines above
+    return tagged
+
+
+def _image(spec: ImageSpec, found: ImageFacts, *, built: bool, seconds: float) -> Image:
+    return Image(
+        variant=spec.variant,
+        tag=spec.tag,
+        id=found.id,
+        spec=spec.digest,
+        base=spec.base,
+        base_resolved=found.labels.get(BASE_LABEL, ""),
+        platform=found.platform,
+        digest=found.digests[0] if found.digests else None,
+        built=built,
+        seconds=seconds,
+    )

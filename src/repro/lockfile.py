@@ -1,0 +1,117 @@
+"""repro.lock: what each image variant was made from and what came out; pure `loads`, `dumps`, `conflicts`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from repro.errors import BadInputError, EnvironmentUnfitError, RefusedError
+from repro.experiment import Value
+from repro.image import Image, ImageSpec
+from repro.record import write_atomic
+
+VERSION = 1
+HEADER = "# Written by `repro rebuild`; commit it. `repro run --locked` refuses what does not match.\n"
+
+
+class LockedImage(Value, frozen=True, kw_only=True):
+    """One variant."""
+
+    spec: str
+    base: str  # as asked for
+    base_resolved: str  # repo digest or image id
+    id: str
+    platform: str
+
+
+class Lock(Value, frozen=True, kw_only=True):
+    """The whole file."""
+
+    images: dict[str, LockedImage] = msgspec.field(default_factory=dict)
+
+
+def loads(text: str, name: str = "repro.lock") -> Lock:
+    """The lock that `text` holds.
+
+    Raises:
+        BadInputError: not TOML, of another version, or with other keys.
+    """
+    try:
+        raw = msgspec.toml.decode(text)
+        version = raw.pop("lock-version", None)
+        if version != VERSION:
+            raise BadInputError(
+                f"{name} has lock-version {version}, and this repro reads {VERSION}",
+                hints=["update repro, or write the file anew with `repro rebuild`"],
+            )
+        return msgspec.convert({"images": raw.pop("image", {}), **raw}, Lock)
+    except msgspec.MsgspecError as error:
+        raise BadInputError(f"{name} cannot be read", evidence=[str(error)], hints=["`repro rebuild`"]) from error
+    except ValueError as error:  # TOML's own
+        raise BadInputError(f"{name} is not valid TOML", evidence=[str(error)]) from error
+
+
+def dumps(lock: Lock) -> str:
+    """The text of a lock: sorted, so that equal locks are equal bytes."""
+    images = {name: msgspec.to_builtins(lock.images[name]) for name in sorted(lock.images)}
+    return HEADER + msgspec.toml.encode({"lock-version": VERSION, "image": images}).decode()
+
+
+def read(path: Path) -> Lock:
+    """The lock in a file; an empty one when there is no file.
+
+    Raises:
+        BadInputError: as `loads`.
+    """
+    try:
+        return loads(path.read_text(), str(path))
+    except FileNotFoundError:
+        return Lock()
+
+
+def note(path: Path, image: Image) -> None:
+    """Write down an image; the file is replaced only when that changes it.
+
+    Raises:
+        BadInputError, EnvironmentUnfitError: the file there cannot be read, or not be written.
+    """
+    before = read(path)
+    entry = LockedImage(
+        spec=image.spec, base=image.base, base_resolved=image.base_resolved, id=image.id, platform=image.platform
+    )
+    after = Lock(images={**before.images, image.variant: entry})
+    if after != before or not path.exists():
+        try:
+            write_atomic(path, dumps(after).encode())
+        except OSError as error:
+            raise EnvironmentUnfitError(f"{path} cannot be written", evidence=[str(error)]) from error
+
+
+def conflicts(lock: Lock, spec: ImageSpec, image: Image | None = None) -> list[str]:
+    """Where the lock and what is there now differ, each by its path in the file; [] for nowhere."""
+    locked = lock.images.get(spec.variant)
+    if locked is None:
+        return [f"image.{spec.variant}: not in the lock"]
+    found = {"spec": spec.digest, "base": spec.base, "platform": spec.platform}
+    if image is not None:
+        found |= {"base_resolved": image.base_resolved, "id": image.id, "platform": image.platform}
+    return [
+        f"image.{spec.variant}.{key}: locked {getattr(locked, key)}, found {value}"
+        for key, value in found.items()
+        if getattr(locked, key) != value
+    ]
+
+
+def require(lock: Lock, spec: ImageSpec, image: Image | None = None) -> None:
+    """Refuse whatever the lock does not name.
+
+    Raises:
+        RefusedError: listing every difference.
+    """
+    if found := conflicts(lock, spec, image):
+        raise RefusedError(
+            "the image is not the one that repro.lock names",
+            evidence=found,
+            hints=["accept what is there now: `repro rebuild`, then commit repro.lock", "or run without --locked"],
+        )
