@@ -252,24 +252,37 @@ def sync(args: argparse.Namespace, display: Display) -> int:
 
     project = Project.find(Path.cwd())
     wanted = [find(project, args.run)[1]] if args.run else list(folders(project.runs))
-    failed = []
-    synced = []
-    for folder in wanted:
-        with display.step("sync") as step:
-            reply = tracking.sync(folder)
-            (synced if reply.ok else failed).append(reply)
-            step.detail = f"{folder.path.name}  {reply.text}"
+    replies = []
+    for reply in tracking.sync(wanted, project):
+        replies.append(reply)
+        display.line(f"{reply.run}  {reply.text}")
+        display.notice_hints(reply.hints)
     if args.json:
-        print(report.as_json([*synced, *failed]))
-    return ExitCode.ENVIRONMENT if failed else ExitCode.OK
+        print(report.as_json(replies))
+    return ExitCode.OK if all(reply.ok for reply in replies) else ExitCode.ENVIRONMENT
 
 
 def ui(args: argparse.Namespace, display: Display) -> int:
     """MLflow's pages on the project's store, in the foreground."""
+    raise NotImplementedError
 
 
 def doctor(args: argparse.Namespace, display: Display) -> int:
-    """What this machine can do."""
+    """What this machine can do; the exit code says whether a run is possible."""
+    from repro import doctor as examination
+
+    project = Project.find(Path.cwd())
+    findings = examination.examine(project)
+    if args.json:
+        print(report.as_json(findings))
+    else:
+        print(report.table(("", "WHAT", "DETAIL"), examination.rows(findings)))
+    if args.write:
+        choice = examination.choose(findings)
+        path, written = examination.write(project, choice, datetime.now(timezone.utc))
+        where = path.relative_to(project.root)
+        print(f"{where}: image={choice.variant} ({choice.why})" if written else f"{where} is yours: left as it is")
+    return examination.exit_code(findings)
 
 
 def init(_args: argparse.Namespace, display: Display) -> int:

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
@@ -35,6 +35,11 @@ class Display:
     def notice(self, text: str) -> None:
         """Something that the user should not miss."""
         self.line(f"note: {text}")
+
+    def notice_hints(self, hints: Iterable[str]) -> None:
+        """What to try, below a notice."""
+        for hint in hints:
+            self.line(f"  try  {hint}")
 
     def error(self, error: ReproError) -> None:
         """What failed, the evidence, what to try."""

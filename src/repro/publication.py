@@ -315,8 +315,9 @@ def explain(error: Exception, uri: str) -> tuple[str, tuple[str, ...]]:
             f"the tracking server refuses the name {host} (403 Invalid Host header)",
             (f"start it with `mlflow server --allowed-hosts {host}`", "or name it by its IP address"),
         )
-    if found := re.search(r"(Connection refused|Name or service not known|timed out|Max retries exceeded)", str(error)):
-        return f"the tracking server {uri} does not answer ({found[1]})", ("start it, or name another: tracking.uri=…",)
+    for sign in ("Connection refused", "Name or service not known", "timed out", "Max retries exceeded"):
+        if sign in str(error):
+            return f"the tracking server {uri} does not answer ({sign})", ("start it, or name another: tracking.uri=…",)
     if re.search(r"\b(401|403)\b", text):
         return f"the tracking server {uri} refuses us: {text}", ("MLFLOW_TRACKING_USERNAME and _PASSWORD, or _TOKEN",)
     return text, ()

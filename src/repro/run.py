@@ -21,6 +21,8 @@ from repro.errors import ExitCode, ReproError
 from repro.experiment import Experiment, ImageConfig
 from repro.project import Project, cache_folder, ignored_folder
 from repro.record import DatasetUsed, End, ImageUsed, Record, RunFolder
+from repro.tracking import Follower, resolve_uri
+from repro.tracking import status as tracking_status
 
 
 def parser() -> argparse.ArgumentParser:
@@ -60,12 +62,14 @@ def _main(flags: argparse.Namespace, for_hydra: list[str], argv: tuple[str, ...]
 
 
 def _job(session: Session, composed: config.Composed, flags: argparse.Namespace, display: Display) -> int:
+    if not flags.plan:
+        session.begin_tracking(composed.experiment)
     plan = session.plan(composed)
     if flags.plan:
         print(report.as_json(plan))
         return ExitCode.OK
     record, folder = session.execute(plan, composed)
-    mlflow = session.tracked(record)
+    mlflow = session.tracked(record, folder)
     metrics = journal.latest(folder)
     print(report.as_json(record) if flags.json else report.summary(record, folder, metrics, mlflow), flush=True)
     ended = record.ended
@@ -119,6 +123,7 @@ class Session:
     def __init__(self, project: Project, display: Display, *, argv: tuple[str, ...], locked: bool = False) -> None:
         self.project, self.display, self.argv, self.locked = project, display, argv, locked
         self.images: dict[str, image.Image] = {}
+        self._follower: Follower | None = None
 
     @cached_property
     def engine(self) -> Engine:
@@ -206,11 +211,6 @@ class Session:
         created = datetime.now(timezone.utc)
         run = planning.run_id(composed.experiment.name + name_suffix, created, secrets.token_bytes(3))
         tracking = composed.experiment.tracking
-        uri = None
-        if tracking.enabled:
-            from repro import tracking as door
-
-            uri = door.resolve_uri(tracking.uri, self.project)
         return planning.Circumstances(
             run=run,
             created=created,
@@ -221,11 +221,11 @@ class Session:
             uid=os.getuid(),
             gid=os.getgid(),
             user=runner.user_name(),
-            tracking_uri=uri,
+            tracking_uri=resolve_uri(tracking.uri, self.project) if tracking.enabled else None,
         )
 
     def execute(self, plan: planning.Plan, composed: config.Composed) -> tuple[Record, RunFolder]:
-        """Run the plan, followed by MLflow."""
+        """Run the plan, while MLflow follows."""
         ignored_folder(self.project.runs)
         folder = RunFolder(Path(plan.folder))
         with self.display.step("run") as step:
@@ -242,13 +242,36 @@ class Session:
     def _started(self, folder: RunFolder, record: Record, composed: config.Composed) -> None:
         if composed.folder:  # every verb finds a run by its id below runs/
             (self.project.runs / record.planned.run).symlink_to(folder.path, target_is_directory=True)
+        if record.planned.tracking_uri is not None:
+            self.follower(record.planned.tracking_uri).follow(folder)
 
-    def tracked(self, record: Record) -> str:
-        """What to tell the user of MLflow."""
-        return ""
+    def begin_tracking(self, experiment: Experiment) -> None:
+        """Let MLflow be imported, which takes seconds, while the run is prepared."""
+        if experiment.tracking.enabled:
+            self.follower(resolve_uri(experiment.tracking.uri, self.project))
+
+    def follower(self, uri: str) -> Follower:
+        """The process that feeds MLflow: started when first asked for, one for all jobs."""
+        if self._follower is None:
+            self._follower = Follower.start(self.project, uri)
+        return self._follower
+
+    def tracked(self, record: Record, folder: RunFolder) -> str:
+        """What to tell the user of MLflow, after the short while that a run waits for it."""
+        if self._follower is None or record.planned.tracking_uri is None:
+            return "off"
+        for reply in self._follower.wait(record.planned.config["tracking"]["wait"]):
+            for remark in reply.remarks:
+                self.display.notice(f"MLflow: {remark}")
+            if not reply.ok:
+                self.display.notice(reply.text)
+                self.display.notice_hints(reply.hints)
+        return tracking_status(folder)
 
     def close(self) -> None:
-        """Let go of what the session holds."""
+        """Let go of what the session holds; the follower finishes by itself."""
+        if self._follower:
+            self._follower.close()
 
 
 if __name__ == "__main__":

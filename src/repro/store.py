@@ -180,4 +180,4 @@ def _known_versions() -> frozenset[str]:
     if package is None or not package.submodule_search_locations:
         return frozenset()
     folder = Path(package.submodule_search_locations[0]) / "store" / "db_migrations" / "versions"
-    return frozenset(path.name.partition("_")[0] for path in folder.glob("*_*.py"))
+    return frozenset(path.name.partition("_")[0] for path in folder.glob("[0-9a-f]*_*.py"))
