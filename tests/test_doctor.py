@@ -181,14 +181,14 @@ def test_a_dataset_that_a_later_source_has_can_be_had(tmp_path: Path) -> None:
     with server(lambda path: (200 if path == "/there/a.gz" else 404, {})) as url:
         wanted = {"toy": dataset(f"{url}/gone", f"{url}/there/")}
         (found,) = doctor.datasets(wanted, cache=tmp_path / "cache", local=None)
-    assert (found.what, found.level, found.facts) == ("data toy", Level.OK, {"source": f"{url}/there/"})
+    assert (found.what, found.level, found.facts) == ("data toy", Level.OK, {"source": f"{url}/there"})
 
 
 def test_a_local_folder_is_looked_at_first(tmp_path: Path) -> None:
     (tmp_path / "toy").mkdir()
     (tmp_path / "toy" / "a.gz").write_bytes(b"a")
     (found,) = doctor.datasets({"toy": dataset()}, cache=tmp_path / "cache", local=str(tmp_path))
-    assert found.facts == {"source": str(tmp_path)}
+    assert found.facts == {"source": f"{tmp_path}/toy"}
 
 
 def test_each_file_may_come_from_another_source(tmp_path: Path) -> None:
@@ -197,14 +197,14 @@ def test_each_file_may_come_from_another_source(tmp_path: Path) -> None:
     with server(lambda path: (200 if path == "/b.gz" else 404, {})) as url:
         wanted = {"toy": dataset(url, files=("a.gz", "b.gz"))}
         (found,) = doctor.datasets(wanted, cache=tmp_path / "cache", local=str(tmp_path))
-    assert found.facts == {"source": f"{tmp_path}, {url}"}
+    assert found.facts == {"source": f"{tmp_path}/toy, {url}"}
 
 
 def test_a_dataset_that_no_source_has_says_how_to_bring_it(tmp_path: Path) -> None:
     with server(lambda _: (404, {})) as url:
         (found,) = doctor.datasets({"toy": dataset(url)}, cache=tmp_path / "cache", local=str(tmp_path))
     assert found.level is Level.WARN
-    assert found.detail == "neither the cache nor one of 2 sources has a.gz"
+    assert found.detail == "neither in the cache nor to be had: a.gz (3 places asked)"
     assert "REPRO_DATA_SOURCE" in found.hint
 
 

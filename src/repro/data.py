@@ -68,7 +68,7 @@ def fetch(
             wanted = [_Wanted(path=path, sha256=config.files[path], held=held) for path, held in objects.items()]
             missing = [each for each in wanted if not each.here()]
             for number, each in enumerate(missing, 1):
-                refusals = _obtain(each, _places(name, each.path, config, local), line, bar, silent_seconds)
+                refusals = _obtain(each, places(name, each.path, config, local), line, bar, silent_seconds)
                 if refusals:
                     raise _unobtainable(name, each, refusals, missing[number:])
             _assemble(folder, objects, line)
@@ -123,7 +123,7 @@ def _check(name: str, config: DatasetConfig) -> None:
             raise BadInputError(f"data.{name}: {above.pop()!r} is a file and also the folder of {path!r}")
 
 
-def _places(name: str, path: str, config: DatasetConfig, local: str | None) -> tuple[str, ...]:
+def places(name: str, path: str, config: DatasetConfig, local: str | None) -> tuple[str, ...]:
     """Where a file may be, in the order of asking."""
     near = [_join(source, f"{name}/{path}") for source in sources(local)]
     near_too = [_join(source, path) for source in sources(local)]

@@ -243,28 +243,28 @@ def _dataset(name: str, dataset: DatasetConfig, *, cache: Path, local: str | Non
 
     if data.cached(name, dataset, cache=cache):
         return Finding(what=what, level=Level.OK, detail=f"in the cache, {cache}", facts={"source": "cache"})
-    sources = ((local,) if local else ()) + dataset.sources
-    found = {file: next((each for each in sources if _has(each, name, file)), "") for file in dataset.files}
-    lacking = [file for file, source in found.items() if not source]
+    asked = {file: data.places(name, file, dataset, local) for file in dataset.files}
+    found = {file: next(filter(_has, places), "") for file, places in asked.items()}
+    lacking = [f"{file} ({len(asked[file])} places asked)" for file, place in found.items() if not place]
     if not lacking:
-        used = ", ".join(dict.fromkeys(found.values()))
-        return Finding(what=what, level=Level.OK, detail=f"can be had from {used}", facts={"source": used})
+        sources = ", ".join(dict.fromkeys(place.rpartition("/")[0] for place in found.values()))
+        return Finding(what=what, level=Level.OK, detail=f"can be had from {sources}", facts={"source": sources})
     return Finding(
         what=what,
         level=Level.WARN,
-        detail=f"neither the cache nor one of {len(sources)} sources has {', '.join(lacking)}",
+        detail=f"neither in the cache nor to be had: {', '.join(lacking)}",
         hint=f"lay the files in a folder {name}/ and name the folder above it: REPRO_DATA_SOURCE=FOLDER",
         facts={"source": ""},
     )
 
 
-def _has(source: str, name: str, file: str) -> bool:
+def _has(place: str) -> bool:
     import requests
 
-    if "://" not in source:
-        return any((Path(source) / place / file).is_file() for place in (name, ""))
+    if "://" not in place:
+        return Path(place).is_file()
     try:
-        return requests.head(f"{source.rstrip('/')}/{file}", timeout=NETWORK_SECONDS, allow_redirects=True).ok
+        return requests.head(place, timeout=NETWORK_SECONDS, allow_redirects=True).ok
     except requests.RequestException:
         return False
 
