@@ -36,6 +36,7 @@ CONNECT_SECONDS = 10.0
 SILENT_SECONDS = 30.0  # a source that sends nothing for so long is given up
 SPEAK_SECONDS = 5.0  # between two lines about one download
 CHUNK = 1 << 16
+ABSENT = "no such file"
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
 
@@ -248,7 +249,8 @@ def _obtain(
                     say(f"{path}: {_size(held.stat().st_size)} in {seconds:.1f} s from {_shown(place)}")
                     return []
                 refusals.append(f"{_shown(place)}: {refusal}")
-                say(refusals[-1])
+                if refusal != ABSENT:  # the usual answer of a local source
+                    say(refusals[-1])
         finally:
             part.unlink(missing_ok=True)
     return refusals or ["no source is configured"]
@@ -291,7 +293,7 @@ def _try(place: str, part: Path, sha256: str, bar: _Bar, silent_seconds: float) 
         else:
             shutil.copyfile(place, part)
     except FileNotFoundError:
-        return "no such file"
+        return ABSENT
     except RequestException as error:
         return _reason(error, silent_seconds)
     except ValueError as error:  # a header that is no number
