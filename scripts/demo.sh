@@ -19,5 +19,5 @@ if ! .venv/bin/python scripts/can_fetch.py "$experiment"; then # it said why
 fi
 verbose=()
 [ -z "${V:-}" ] || verbose=(-v)
-echo "[4/4] python -m repro.run experiment=$experiment $* …"
+echo "[4/4] python -m repro.run experiment=$experiment${*:+ $*} …"
 exec .venv/bin/python -m repro.run "experiment=$experiment" "${verbose[@]+"${verbose[@]}"}" "$@"

@@ -204,7 +204,7 @@ def test_a_dataset_that_no_source_has_says_how_to_bring_it(tmp_path: Path) -> No
     with server(lambda _: (404, {})) as url:
         (found,) = doctor.datasets({"toy": dataset(url)}, cache=tmp_path / "cache", local=str(tmp_path))
     assert found.level is Level.WARN
-    assert found.detail == "neither in the cache nor to be had: a.gz (3 places asked)"
+    assert found.detail == "1 of 1 files are neither in the cache nor to be had, as a.gz (3 places asked)"
     assert "REPRO_DATA_SOURCE" in found.hint
 
 

@@ -245,14 +245,15 @@ def _dataset(name: str, dataset: DatasetConfig, *, cache: Path, local: str | Non
         return Finding(what=what, level=Level.OK, detail=f"in the cache, {cache}", facts={"source": "cache"})
     asked = {file: data.places(name, file, dataset, local) for file in dataset.files}
     found = {file: next(filter(_has, places), "") for file, places in asked.items()}
-    lacking = [f"{file} ({len(asked[file])} places asked)" for file, place in found.items() if not place]
+    lacking = [file for file, place in found.items() if not place]
     if not lacking:
         sources = ", ".join(dict.fromkeys(place.rpartition("/")[0] for place in found.values()))
         return Finding(what=what, level=Level.OK, detail=f"can be had from {sources}", facts={"source": sources})
     return Finding(
         what=what,
         level=Level.WARN,
-        detail=f"neither in the cache nor to be had: {', '.join(lacking)}",
+        detail=f"{len(lacking)} of {len(found)} files are neither in the cache nor to be had, as {lacking[0]} "
+        f"({len(asked[lacking[0]])} places asked)",
         hint=f"lay the files in a folder {name}/ and name the folder above it: REPRO_DATA_SOURCE=FOLDER",
         facts={"source": ""},
     )
