@@ -192,9 +192,9 @@ def test_without_mlflow_the_state_of_a_run_is_told(tmp_path: Path) -> None:
     assert tracking.status(Run(Project(tmp_path), "off", uri=None).folder) == "off"
     run.folder.tracking.write_text('{"uri": "http://server", "experiment_id": "7", "run": "abc"}')
     assert tracking.mlflow_run(run.folder) == "abc"
-    assert tracking.status(run.folder) == "http://server/#/experiments/7/runs/abc"
+    assert tracking.status(run.folder) == "http://server/#/experiments/7/runs/abc?workflowType=machine_learning"
     run.end()
-    assert tracking.status(run.folder).endswith(f"not all of it yet; `repro sync {run.id}` catches up")
+    assert tracking.status(run.folder).endswith(f"; still on its way: `repro sync {run.id}` makes sure")
     run.folder.tracking.write_text("torn")
     assert tracking.mlflow_run(run.folder) == ""
 
@@ -215,8 +215,18 @@ def test_a_missing_store_is_made_with_its_default_artifacts_beside_it(tmp_path: 
 
 
 @tracked
+def test_without_a_cache_a_store_is_made_all_the_same(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    code = f"from repro import store; store.prepare('sqlite:///{tmp_path}/mlflow.db')"
+    unwritable = {**os.environ, "REPRO_CACHE": str(tmp_path / "file" / "cache")}
+    subprocess.run([sys.executable, "-c", code], env=unwritable, check=True, capture_output=True)
+    store.prepare(f"sqlite:///{tmp_path}/mlflow.db")
+
+
+@tracked
 @pytest.mark.parametrize(
-    ("version", "says"), [("0584bdc529eb", "mlflow db upgrade sqlite:///"), ("ffffffffffff", "made by a newer MLflow")]
+    ("version", "says"),
+    [("0584bdc529eb", "mlflow db upgrade sqlite:///"), ("ffffffffffff", "made by an MLflow newer than")],
 )
 def test_a_store_of_another_version_is_told_apart(tmp_path: Path, version: str, says: str) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
@@ -329,7 +339,7 @@ def test_a_finished_run_is_all_there(project: Project, follower: Follower) -> No
     assert shown.data.tags.items() >= view.tags(run.record).items()
     assert shown.data.params == view.params(CONFIG)
     (used,) = shown.inputs.dataset_inputs
-    assert (used.dataset.name, used.dataset.digest) == ("mnist", "ab" * 16)
+    assert (used.dataset.name, used.dataset.digest) == ("mnist", "ab" * 8)
     assert points(run) == expected(1510)
     assert artifacts(run) == {
         "config.yaml": b"name: toy\n",
@@ -361,7 +371,7 @@ def test_how_a_run_ended_is_its_status(project: Project, follower: Follower, end
     assert sync(follower, run).ok
     assert (the(run).info.status, the(run).data.tags["ended"]) == (status, end.value)
     assert the(run).data.tags.get("exit_code") == (None if end is End.LOST else "137")
-    assert the(run).data.tags["mlflow.note.content"].startswith(f"{end.value.capitalize()}: why · repro show {run.id}")
+    assert the(run).data.tags["mlflow.note.content"].startswith(f"{status.capitalize()}: why · repro show {run.id}")
 
 
 @tracked
@@ -498,7 +508,7 @@ def test_a_server_that_was_down_is_caught_up_with(project: Project, follower: Fo
         live.end()
         (reply,) = follower.wait(20)
         assert (reply.ok, points(live)) == (True, expected(200))
-        assert reply.text == f"{uri}/#/experiments/1/runs/{reply.mlflow_run}"
+        assert reply.text == f"{uri}/#/experiments/1/runs/{reply.mlflow_run}?workflowType=machine_learning"
         assert sync(follower, run).ok
         assert (points(run), the(run).info.status) == (expected(10), "FINISHED")
         assert artifacts(run)["outputs/model/weights.npz"] == b"weights"

@@ -64,7 +64,7 @@ def test_the_end_is_told_by_tags_and_by_the_first_line(begun) -> None:
     over = ended(begun, End.OOM, 137, "out of memory at 4 GiB")
     tags = view.tags(over)
     assert (tags["ended"], tags["exit_code"]) == ("oom", "137")
-    assert view.note(over).splitlines()[0] == f"Oom: out of memory at 4 GiB · repro show {RUN}"
+    assert view.note(over).splitlines()[0] == f"Failed: out of memory at 4 GiB · repro show {RUN}"
     assert "exit_code" not in view.tags(ended(begun, End.LOST, None, "gone"))
 
 

@@ -88,6 +88,8 @@ class Task:
                 self.lock.acquire()
             planned = self.folder.read().planned
             self.run, self.uri = planned.run, self.order.uri or planned.tracking_uri or ""
+            if not self.uri:  # MLflow would choose a store by itself
+                raise Gone("tracking was off for this run")
             store.prepare(self.uri)
             self.publication = Publication(self.folder, self.uri, _client(self.uri))
         return self.publication.advance(last=last)

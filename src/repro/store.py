@@ -6,10 +6,11 @@ MLflow itself breaks a missing sqlite database for good when several processes o
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sqlite3
 import tempfile
-from importlib import metadata, util
+from importlib import util
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -86,24 +87,47 @@ def _missing(file: Path) -> bool:
 
 
 def _create(file: Path) -> None:
-    """Copy the template in one step, one process at a time."""
+    """A migrated database under its name in one step, one process at a time."""
     from filelock import FileLock
 
     file.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(file.with_name(f"{file.name}.lock")):
         if not _missing(file):
             return
-        template = _template()
         descriptor, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
         os.close(descriptor)
         try:
-            shutil.copyfile(template, temporary)
+            _fill(Path(temporary))
             # else artifacts of the experiment "Default" would go to where the template was made
             _execute(Path(temporary), "UPDATE experiments SET artifact_location = ?", _artifacts(file))
             Path(temporary).chmod(0o666 & ~_umask())
             Path(temporary).replace(file)
         finally:
             Path(temporary).unlink(missing_ok=True)
+
+
+def _fill(file: Path) -> None:
+    """Copy the cached template: migrating a database takes seconds. Without a cache, migrate this one."""
+    from filelock import FileLock
+
+    template = cache_folder() / f"mlflow-{_installed()}.db"
+    try:
+        template.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(template.with_suffix(".lock")):
+            if _missing(template):
+                with tempfile.TemporaryDirectory(dir=template.parent) as scratch:
+                    _migrate(Path(scratch) / "mlflow.db")
+                    (Path(scratch) / "mlflow.db").replace(template)
+    except OSError:  # an unwritable cache costs time, nothing else
+        _migrate(file)
+    else:
+        shutil.copyfile(template, file)
+
+
+def _migrate(file: Path) -> None:
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    SqlAlchemyStore(f"sqlite:///{file}", str(file.parent)).engine.dispose()
 
 
 def _artifacts(file: Path) -> str:
@@ -114,24 +138,6 @@ def _umask() -> int:
     mask = os.umask(0o022)
     os.umask(mask)
     return mask
-
-
-def _template() -> Path:
-    """A migrated, empty database of the installed MLflow: made once, since migrating takes seconds."""
-    from filelock import FileLock
-
-    template = cache_folder() / f"mlflow-{metadata.version('mlflow')}.db"
-    template.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(template.with_suffix(".lock")):
-        if _missing(template):
-            from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
-            with tempfile.TemporaryDirectory(dir=template.parent) as scratch:
-                made = Path(scratch) / "mlflow.db"
-                store = SqlAlchemyStore(f"sqlite:///{made}", scratch)
-                store.engine.dispose()
-                made.replace(template)
-    return template
 
 
 def _execute(file: Path, statement: str, *values: str) -> list[tuple[str]]:
@@ -151,33 +157,43 @@ def _version(file: Path) -> str:
 
 
 def _require_version(uri: str, file: Path, found: str) -> None:
-    known = _known_versions()
-    if found in known and found == _version(_template()):
+    installed = _installed()
+    newest, known = _schema_versions()
+    if found == newest:
         if not os.access(file, os.W_OK) or not os.access(file.parent, os.W_OK):
             raise EnvironmentUnfitError(
                 f"the tracking store {file} is read-only", hints=["make the file and its folder writable"]
             )
-        return
-    if found in known:
+    elif found in known:
         raise EnvironmentUnfitError(
-            f"the tracking store {file} was made by an older MLflow (schema {found})",
+            f"the tracking store {file} was made by an MLflow older than {installed} (schema {found})",
             hints=[f"cp {file} {file}.backup && mlflow db upgrade {uri}", "then `repro sync`"],
         )
-    if found:
+    elif found:
         raise EnvironmentUnfitError(
-            f"the tracking store {file} was made by a newer MLflow (schema {found}, unknown to the one here)",
-            evidence=[f"mlflow {metadata.version('mlflow')} is installed"],
+            f"the tracking store {file} was made by an MLflow newer than {installed} (schema {found})",
             hints=["install the MLflow that made it: pip install -U mlflow", "then `repro sync`"],
         )
-    raise EnvironmentUnfitError(
-        f"{file} is a database, but none of MLflow's", hints=["name another file: tracking.uri=sqlite:///other.db"]
-    )
+    else:
+        raise EnvironmentUnfitError(
+            f"{file} is a database, but none of MLflow's", hints=["name another file: tracking.uri=sqlite:///other.db"]
+        )
 
 
-def _known_versions() -> frozenset[str]:
-    """The schema versions of the installed MLflow, by the names of its migrations; nothing of it is imported."""
+def _installed() -> str:
+    from importlib import metadata
+
+    return metadata.version("mlflow")
+
+
+def _schema_versions() -> tuple[str, frozenset[str]]:
+    """The newest schema version of the installed MLflow, and all, as its migrations say; nothing of it is imported."""
     package = util.find_spec("mlflow")
-    if package is None or not package.submodule_search_locations:
-        return frozenset()
-    folder = Path(package.submodule_search_locations[0]) / "store" / "db_migrations" / "versions"
-    return frozenset(path.name.partition("_")[0] for path in folder.glob("[0-9a-f]*_*.py"))
+    places = (package.submodule_search_locations if package else None) or []
+    revisions, older = set(), set()
+    for place in places:
+        for migration in (Path(place) / "store" / "db_migrations" / "versions").glob("[0-9a-f]*_*.py"):
+            text = migration.read_text()
+            revisions.update(re.findall(r"""^revision\s*=\s*["'](\w+)""", text, re.MULTILINE))
+            older.update(re.findall(r"""^down_revision\s*=\s*["'](\w+)""", text, re.MULTILINE))
+    return next(iter(revisions - older), ""), frozenset(revisions)

@@ -106,7 +106,7 @@ def status(folder: RunFolder) -> str:
         return f"not there yet; `repro sync {record.planned.run}` catches up"
     where = place(known.uri, known.experiment_id, known.run)
     if record.ended and not (known.ended and known.artifacts):
-        return f"{where}, not all of it yet; `repro sync {record.planned.run}` catches up"
+        return f"{where}; still on its way: `repro sync {record.planned.run}` makes sure"
     return where
 
 
@@ -118,10 +118,11 @@ def place(uri: str, experiment_id: str, run: str) -> str:
 
 
 def page(base: str, experiment_id: str, run: str = "") -> str:
-    """The address of a run's page, or of its experiment's list with the useful columns."""
+    """The address of a run's page, or of its experiment's list with useful columns, in the training view."""
+    runs = f"{base}/#/experiments/{experiment_id}/runs"  # without workflowType MLflow opens its view of language models
     if run:
-        return f"{base}/#/experiments/{experiment_id}/runs/{run}"
-    return f"{base}/#/experiments/{experiment_id}/runs?viewStateShareKey=repro&workflowType=machine_learning"
+        return f"{runs}/{run}?workflowType=machine_learning"
+    return f"{runs}?viewStateShareKey=repro&workflowType=machine_learning"
 
 
 class Follower:

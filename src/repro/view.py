@@ -15,7 +15,7 @@ from typing import Any
 from repro.experiment import Value
 from repro.record import DatasetUsed, End, Record
 
-KEY_LIMIT, PARAM_LIMIT, TAG_LIMIT, DIGEST_LIMIT = 250, 6000, 8000, 36
+KEY_LIMIT, PARAM_LIMIT, TAG_LIMIT = 250, 6000, 8000
 CUT = " … (cut; all of it is in config.yaml)"
 VIEW = "repro"  # the saved view's key, in the address of MLflow's page
 STATUS = {End.FINISHED: "FINISHED", End.KILLED: "KILLED"}  # the others are FAILED
@@ -96,7 +96,8 @@ def note(record: Record) -> str:
     planned, code, image = record.planned, record.planned.code, record.planned.image
     first = f"repro show {planned.run}"
     if record.ended and record.ended.end is not End.FINISHED:
-        first = f"{record.ended.end.value.capitalize()}: {record.ended.reason} · {first}"
+        word = "Killed" if record.ended.end is End.KILLED else "Failed"  # MLflow's list shows both by one icon
+        first = f"{word}: {record.ended.reason} · {first}"
     lines = [
         f"image {image.tag}, id `{image.id}`",
         f"pushed as `{image.digest}`" if image.digest else "",
@@ -164,10 +165,10 @@ def settable(tag: str) -> bool:
 
 
 def dataset(used: DatasetUsed) -> Dataset:
-    """A dataset as a chip on the run's page; MLflow's digest is too short for a whole sha256."""
+    """A dataset as a chip on the run's page; a whole sha256 is longer than MLflow's digests may be."""
     return Dataset(
         name=used.name,
-        digest=used.digest[: DIGEST_LIMIT - 4],
+        digest=used.digest[:16],
         source_type="local",
         source=json.dumps({"uri": used.folder, "sha256": used.digest}),
         profile=json.dumps({"files": len(used.files), "bytes": sum(file.size for file in used.files)}),
