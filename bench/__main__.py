@@ -104,7 +104,7 @@ def bench_run(root: Path, rounds: int) -> list[str]:
     def repro() -> float:
         begun = time.time()
         seconds = timed(ours, root)
-        record = json.loads(sorted(root.glob("runs/*/record.json"))[-1].read_text())
+        record = json.loads(max(root.glob("runs/*/record.json")).read_text())
         from datetime import datetime
 
         starts.append(datetime.fromisoformat(record["started"]["at"].replace("Z", "+00:00")).timestamp() - begun)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import select
 import shutil
 import signal
 import subprocess
@@ -325,7 +326,9 @@ def test_the_shell_is_in_the_experiments_container(lab: Project) -> None:
 
 
 def read_all(master: int) -> Iterator[bytes]:
+    """What arrives until the other end is closed."""
     while True:
+        assert select.select([master], [], [], 60)[0], "the shell said nothing for a minute"
         try:
             chunk = os.read(master, 1 << 16)
         except OSError:  # the other end is closed: Linux says so with EIO

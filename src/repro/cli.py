@@ -263,11 +263,25 @@ def sync(args: argparse.Namespace, display: Display) -> int:
 
 
 def ui(args: argparse.Namespace, display: Display) -> int:
-    """MLflow's pages on the project's store, in the foreground."""
-    raise NotImplementedError
+    """MLflow's pages on the project's store, until Ctrl-C."""
+    from repro import config, tracking
+    from repro import ui as pages
+
+    project = Project.find(Path.cwd())
+    recorded = list(folders(project.runs))
+    chosen = find(project, args.run)[1] if args.run else None
+    known = tracking.state(chosen) if chosen else None
+    uri = known.uri if known else tracking.resolve_uri(config.compose_tracking_uri(project), project)
+    with display.step("mlflow") as step:
+        site = pages.start(uri, project, step.say, port=args.port)
+        step.detail = site.address
+    shown = chosen or next((folder for folder in reversed(recorded) if tracking.mlflow_run(folder)), None)
+    print(site.page(shown, run=chosen is not None), flush=True)
+    site.hold(project)
+    return ExitCode.OK
 
 
-def doctor(args: argparse.Namespace, display: Display) -> int:
+def doctor(args: argparse.Namespace, _display: Display) -> int:
     """What this machine can do; the exit code says whether a run is possible."""
     from repro import doctor as examination
 

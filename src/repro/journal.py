@@ -15,7 +15,7 @@ import msgspec
 from repro.experiment import Value
 from repro.record import RunFolder
 
-BLOCK = 4 << 20  # bytes taken from a file at once, and the longest line that is understood
+BLOCK = 1 << 20  # bytes taken from a file at once, and the longest line that is understood
 INT64 = 1 << 63
 
 

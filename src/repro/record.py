@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
@@ -16,6 +18,7 @@ from repro.errors import BadInputError
 from repro.experiment import Value
 
 SCHEMA = 1
+RESERVE = 128 << 10  # bytes
 
 
 class End(str, Enum):
@@ -156,10 +159,23 @@ class RunFolder:
         self.journal = path / "journal"
         self.diff = path / "uncommitted.diff.txt"
         self.tracking = path / "tracking.json"  # where MLflow has got to; written by `tracking` alone
+        self.reserve = path / ".reserve"  # room for the last record on a disk that the run has filled
 
     def write(self, record: Record) -> None:
         """Replace record.json in one step: a reader sees the old or the new one, whole."""
-        write_atomic(self.record, msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
+        content = msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"
+        try:
+            write_atomic(self.record, content)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not self.reserve.exists():
+                raise
+            self.reserve.unlink()
+            write_atomic(self.record, content)
+        if record.ended:
+            self.reserve.unlink(missing_ok=True)
+        elif not self.reserve.exists():
+            with contextlib.suppress(OSError):  # full already: the record is there, which is what counts
+                self.reserve.write_bytes(bytes(RESERVE))
 
     def read(self) -> Record:
         """The record of this folder.

@@ -5,6 +5,7 @@ It decides nothing and needs the plan alone, so that it can happen on another ma
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import hashlib
 import os
@@ -25,6 +26,7 @@ from repro.plan import Plan, gpus_text
 from repro.record import End, Ended, FileUsed, Record, RunFolder, Started
 
 RECONNECT_SECONDS = 15.0
+MISSED_BYTES = 16 << 10
 STOPPED_BY_USER = "stopped by the user"
 
 
@@ -62,7 +64,7 @@ def discard(folder: RunFolder) -> None:
     """Remove what `prepare` made: no run took place."""
     for path in (folder.outputs, folder.journal, folder.logs):
         shutil.rmtree(path, ignore_errors=True)
-    for file in (folder.record, folder.config_json, folder.config_yaml, folder.diff):
+    for file in (folder.record, folder.reserve, folder.config_json, folder.config_yaml, folder.diff):
         file.unlink(missing_ok=True)
     if folder.path.is_dir() and not any(folder.path.iterdir()):
         folder.path.rmdir()
@@ -180,6 +182,11 @@ def _supervise(
     engine.remove(container)
     assert exited is not None  # noqa: S101 - `wait` without a time limit ends with an exit
     end, reason = verdict(exited, stopped, plan)
+    if pump.disk_error:
+        reason += f"; the disk of the run folder does not take more: {pump.disk_error}"
+        folder.reserve.unlink(missing_ok=True)  # the record and the last lines are what it is for
+        with contextlib.suppress(OSError), folder.output_log.open("ab") as log:
+            log.write(pump.missed)
     return _ended(end, exited.code, reason, folder)
 
 
@@ -273,6 +280,8 @@ class _Pump(threading.Thread):
         super().__init__(daemon=True, name="container output")
         self.engine, self.container, self.log, self.output = engine, container, log, output
         self.delivered = 0
+        self.disk_error = ""
+        self.missed = b""  # the last of what the log has no room for
         self.over = threading.Event()
 
     def run(self) -> None:
@@ -299,8 +308,9 @@ class _Pump(threading.Thread):
     def _write(self, log: Any, chunk: bytes) -> None:
         try:
             log.write(chunk)
-        except OSError:  # a full disk must not stop the run; the engine still holds the output
-            return
+        except OSError as error:  # a full disk must not stop the run
+            self.disk_error = str(error)
+            self.missed = (self.missed + chunk)[-MISSED_BYTES:]
 
     def finish(self) -> None:
         """The container is over: let what it printed last arrive."""

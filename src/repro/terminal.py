@@ -29,7 +29,7 @@ def converse(engine: Engine, container: str) -> None:
     try:
         resized()
         if interactive:
-            tty.setraw(stdin)
+            tty.setraw(stdin, termios.TCSADRAIN)  # what was typed ahead stays
         _copy(socket, stdin)
     finally:
         signal.signal(signal.SIGWINCH, previous)
