@@ -93,7 +93,7 @@ def save_figure(figure, path: Path) -> None:
 def draw_learning_curves(history: dict, path: Path) -> None:
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.2))
     epochs = range(1, len(history["loss"]) + 1)
-    for axes, name in zip(panels, ("loss", "accuracy")):
+    for axes, name in zip(panels, ("loss", "accuracy"), strict=True):
         axes.plot(epochs, history[name], "o-", color=BLUE, label="training")
         axes.plot(epochs, history[f"val_{name}"], "o-", color=ORANGE, label="test")
         axes.set(title=name, xlabel="epoch", xticks=list(epochs))
@@ -122,7 +122,7 @@ def draw_mistakes(images: np.ndarray, labels: np.ndarray, chances: np.ndarray, p
     figure, panels = plt.subplots(2, count // 2, figsize=(9, 2.9))
     for axes in panels.flat:
         axes.axis("off")
-    for axes, index in zip(panels.flat, surest):
+    for axes, index in zip(panels.flat, surest, strict=False):  # there may be fewer
         axes.imshow(images[index, ..., 0], cmap="gray_r")
         axes.set_title(f"{labels[index]} read as {answers[index]}", fontsize=8, color=GREY)
     save_figure(figure, path)
@@ -132,8 +132,8 @@ STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1f2937; max-width: 52rem; margin: 3rem auto; padding: 0 1rem }
 h1 { font-size: 1.6rem; margin-bottom: .2rem } h2 { font-size: 1.1rem; margin-top: 2.2rem } p { color: #6b7280 }
 img { max-width: 100%; height: auto } table { border-collapse: collapse; width: 100% }
-td { padding: .35rem 0; border-bottom: 1px solid #e5e7eb } td + td { text-align: right; font-variant-numeric: tabular-nums }
-code { font-size: .85em; overflow-wrap: anywhere } .big { font-size: 2.6rem; color: #2a6fbb; margin: .5rem 0 }
+td { padding: .35rem 0; border-bottom: 1px solid #e5e7eb }
+td + td { text-align: right; font-variant-numeric: tabular-nums } .big { font-size: 2.6rem; color: #2a6fbb; margin: .5rem 0 }
 """
 
 
