@@ -44,11 +44,8 @@ for epoch in range(1, params.epochs + 1):
 
 accuracy = history[-1]["val_accuracy"]
 repro_run.log(step=params.epochs, test_accuracy=accuracy)
-weights = {
-    f"{kind}_{layer}": array
-    for kind in ("coefs", "intercepts")
-    for layer, array in enumerate(getattr(model, f"{kind}_"))
-}
+weights = {f"layer{n}/kernel": array for n, array in enumerate(model.coefs_)}
+weights |= {f"layer{n}/bias": array for n, array in enumerate(model.intercepts_)}
 results = {"test_accuracy": accuracy, "weights_sha256": repro_run.save_weights(weights), "history": history}
 (outputs / "results.json").write_text(json.dumps(results, indent=2) + "\n")
 

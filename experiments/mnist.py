@@ -133,7 +133,8 @@ body { font: 16px/1.5 system-ui, sans-serif; color: #1f2937; max-width: 52rem; m
 h1 { font-size: 1.6rem; margin-bottom: .2rem } h2 { font-size: 1.1rem; margin-top: 2.2rem } p { color: #6b7280 }
 img { max-width: 100%; height: auto } table { border-collapse: collapse; width: 100% }
 td { padding: .35rem 0; border-bottom: 1px solid #e5e7eb }
-td + td { text-align: right; font-variant-numeric: tabular-nums } .big { font-size: 2.6rem; color: #2a6fbb; margin: .5rem 0 }
+td + td { text-align: right; font-variant-numeric: tabular-nums }
+.big { font-size: 2.6rem; color: #2a6fbb; margin: .5rem 0 }
 """
 
 
