@@ -136,3 +136,11 @@ def test_an_engine_that_dies_during_a_build_is_told_and_leaves_no_run(
         assert list(folders(lab.runs)) == []
         engine.start()
         assert engine.client().images.list(filters={"label": "repro.spec"}) == []
+
+
+def test_gpus_that_the_framework_does_not_see_are_said(lab: Project, repro: Repro, gpu_engine: SecondEngine) -> None:
+    tag = '{"t":"tag","k":"framework_gpus","v":"0"}'
+    script(lab, "toy.sh", f"echo '{tag}' >> $REPRO_JOURNAL/events-1.jsonl")
+    done = repro("run", "experiment=toy", "tracking.enabled=false", DOCKER_HOST=gpu_engine.url)
+    assert done.returncode == 0, done.stderr
+    assert "the experiment's framework saw none" in done.stderr

@@ -162,19 +162,30 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def latest(folder: RunFolder) -> dict[str, float]:
-    """The last value of each metric, by step and then by time, in the order of their first appearance."""
-    last: dict[str, Metric] = {}
+def everything(folder: RunFolder) -> Iterator[Events]:
+    """All that the journal of a run says, block by block."""
     run = folder.read().planned.run
     for path in files(folder.journal):
         position = Position()
         while True:
             events, then = read(path, position, run=run, started=0)
-            for point in events.metrics:
-                known = last.get(point.key)
-                if known is None or (point.step, point.timestamp) >= (known.step, known.timestamp):
-                    last[point.key] = point
             if then == position:
                 break
+            yield events
             position = then
+
+
+def latest(folder: RunFolder) -> dict[str, float]:
+    """The last value of each metric, by step and then by time, in the order of their first appearance."""
+    last: dict[str, Metric] = {}
+    for events in everything(folder):
+        for point in events.metrics:
+            known = last.get(point.key)
+            if known is None or (point.step, point.timestamp) >= (known.step, known.timestamp):
+                last[point.key] = point
     return {key: point.value for key, point in last.items()}
+
+
+def tags(folder: RunFolder) -> dict[str, str]:
+    """What the experiment, or our module in it, said of itself."""
+    return {tag.key: tag.value for events in everything(folder) for tag in events.tags}

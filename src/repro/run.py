@@ -25,6 +25,9 @@ from repro.tracking import Follower, resolve_uri
 from repro.tracking import status as tracking_status
 
 
+FRAMEWORK_GPUS = "framework_gpus"  # a tag that `repro_run.seed()` sets
+
+
 def parser() -> argparse.ArgumentParser:
     """The flags that are ours; every other argument is Hydra's."""
     flags = argparse.ArgumentParser(prog="repro run", add_help=False, allow_abbrev=False)
@@ -71,6 +74,8 @@ def _job(session: Session, composed: config.Composed, flags: argparse.Namespace,
     record, folder = session.execute(plan, composed)
     mlflow = session.tracked(record, folder)
     metrics = journal.latest(folder)
+    if record.started and record.started.gpus != "none" and journal.tags(folder).get(FRAMEWORK_GPUS) == "0":
+        display.notice("the container had GPUs, but the experiment's framework saw none: does the image hold CUDA?")
     print(report.as_json(record) if flags.json else report.summary(record, folder, metrics, mlflow), flush=True)
     ended = record.ended
     if ended is None or ended.end is End.FINISHED:
