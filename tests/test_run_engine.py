@@ -6,7 +6,6 @@ import json
 import os
 import pty
 import select
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from repro.engine import Engine, connect
+from repro.engine import connect
 from repro.project import Project
 from repro.record import Record, RunFolder, folders
 from tests.conftest import commit, write_experiment
@@ -376,27 +375,43 @@ def test_runs_show_and_logs_read_what_is_recorded(lab: Project, repro: Repro) ->
     assert (unknown.returncode, "`repro runs` lists them" in unknown.stderr) == (2, True)
 
 
-def test_a_repository_from_nothing_runs_with_the_library_installed(
-    tmp_path: Path,
-    debian_base: str,
-    engine: Engine,
-) -> None:
-    here = tmp_path / "with space"
+def test_a_repository_from_nothing_runs_with_the_library_installed(tmp_path: Path, debian_base: str) -> None:
+    wheels, site, here = tmp_path / "wheels", tmp_path / "site", tmp_path / "with space"
+    root = Path(__file__).parents[1]
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(wheels)]
+    subprocess.run(build, cwd=root, check=True, capture_output=True)
+    (wheel,) = wheels.glob("*.whl")
+    install = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--no-deps",
+        "--no-index",
+        "--target",
+        str(site),
+        str(wheel),
+    ]
+    subprocess.run(install, check=True, capture_output=True)
+    environment = {**os.environ, "PYTHONPATH": str(site)}  # before the checkout that the tests run from
+
+    def call(*arguments: str, where: Path) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, *arguments], cwd=where, env=environment, capture_output=True, text=True, check=False
+        )
+
     here.mkdir()
-    call = [sys.executable, "-c", "from repro.cli import entry; entry()"]
-    subprocess.run([*call, "init"], cwd=here, check=True)
-    shutil.rmtree(here / "conf" / "image", ignore_errors=True)
+    assert call("-c", "import repro; print(repro.__file__)", where=here).stdout.startswith(str(site))
+    assert call("-c", "from repro.cli import entry; entry()", "init", where=here).returncode == 0
     (here / "conf" / "image").mkdir()
     (here / "conf" / "image" / "tensorflow.yaml").write_text(f"variant: tensorflow\nbase: {debian_base}\n")
     commit(here)
-    done = subprocess.run(
-        [sys.executable, "-m", "repro.run", "experiment=hello", "tracking.enabled=false"],
-        cwd=here / "experiments",
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = call("-m", "repro.run", "experiment=hello", "tracking.enabled=false", where=here / "experiments")
     assert done.returncode == 0, done.stderr
-    assert "value" in done.stdout
+    assert "metrics  value 2." in done.stdout
+    shell = "[\"command=[sh,-c,'repro-log step=1 seen=1']\"]"
+    done = call("-m", "repro.run", "experiment=hello", *json.loads(shell), "tracking.enabled=false", where=here)
+    assert "seen 1" in done.stdout, done.stderr
     status = subprocess.run(["git", "status", "--porcelain"], cwd=here, check=True, capture_output=True, text=True)
     assert status.stdout == ""

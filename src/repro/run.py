@@ -24,7 +24,6 @@ from repro.record import DatasetUsed, End, ImageUsed, Record, RunFolder
 from repro.tracking import Follower, resolve_uri
 from repro.tracking import status as tracking_status
 
-
 FRAMEWORK_GPUS = "framework_gpus"  # a tag that `repro_run.seed()` sets
 
 
@@ -265,12 +264,15 @@ class Session:
         """What to tell the user of MLflow, after the short while that a run waits for it."""
         if self._follower is None or record.planned.tracking_uri is None:
             return "off"
-        for reply in self._follower.wait(record.planned.config["tracking"]["wait"]):
+        replies = self._follower.wait(record.planned.config["tracking"]["wait"])
+        for reply in replies:
             for remark in reply.remarks:
                 self.display.notice(f"MLflow: {remark}")
             if not reply.ok:
                 self.display.notice(reply.text)
                 self.display.notice_hints(reply.hints)
+        if not any(reply.run == record.planned.run for reply in replies):
+            return f"on its way, in the background; `repro show {record.planned.run}` tells when it is there"
         return tracking_status(folder)
 
     def close(self) -> None:
