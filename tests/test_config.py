@@ -71,6 +71,7 @@ def test_sizes_may_have_units(project: Project, text: str, size: int) -> None:
         (["experiment=toy", "command=???"], "command has no value", "command=..."),
         (["experiment=toy", "command=[]"], "command: expected `array` of length >= 1", ""),
         (["experiment=toy", "name='a b'"], "name: expected `str` matching regex", ""),
+        (["experiment=toy", "command=[true]"], "command[0]: expected `str`, got `bool`", "quote it"),
         (["experiment=toy", "seed=["], "no viable alternative", ""),
         (["experiment=toy", "seed=1,2"], "Ambiguous value for argument 'seed=1,2'", ""),
     ],
@@ -79,6 +80,13 @@ def test_bad_input_is_one_clear_error(project: Project, overrides: list[str], wh
     caught = error(project, *overrides)
     assert what in caught.what
     assert hint in str(caught)
+
+
+def test_numbers_in_a_command_and_in_the_environment_are_text(project: Project) -> None:
+    write_experiment(project.root, "numbers", "[sh, -c, exit, 3, 0.1]", "env: {LEVEL: 2}\n")
+    experiment = config.compose(project, ["experiment=numbers"])
+    assert experiment.command == ("sh", "-c", "exit", "3", "0.1")
+    assert experiment.env == {"LEVEL": "2"}
 
 
 def test_a_key_that_a_file_invents_is_an_error_too(project: Project) -> None:

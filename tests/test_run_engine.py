@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -151,6 +152,76 @@ def test_bad_input_leaves_nothing_behind(
     done = repro("run", "experiment=toy", *overrides)
     assert (done.returncode, left(lab)) == (code, ([], [])), done.stderr
     assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def _no_dockerfile(lab: Project) -> None:
+    (lab.docker / "Dockerfile").unlink()
+
+
+def _no_requirements(lab: Project) -> None:
+    (lab.docker / "requirements.txt").unlink()
+
+
+def _undeclared(lab: Project) -> None:
+    (lab.docker / "Dockerfile").write_text("ARG BASE_IMAGE\nFROM ${BASE_IMAGE}\nCOPY toy.sh /toy.sh\n")
+
+
+def _no_dockerfile_at_all(lab: Project) -> None:
+    (lab.docker / "Dockerfile").write_text("FRMO scratch\n")
+
+
+def _failing_step(lab: Project) -> None:
+    (lab.docker / "Dockerfile").write_text("ARG BASE_IMAGE\nFROM ${BASE_IMAGE}\nRUN echo one && echo two && exit 3\n")
+
+
+def _no_data(lab: Project) -> None:
+    (lab.conf / "data").mkdir()
+    (lab.conf / "data" / "lost.yaml").write_text(
+        f"lost:\n  files: {{a.gz: {'a' * 64}}}\n  sources: [http://127.0.0.1:9/]\n"
+    )
+    experiment(lab, "toy", "[sh]", "defaults: [{override /data: lost}]\n")
+
+
+def _other_bytes(lab: Project) -> None:
+    _no_data(lab)
+    (lab.root / "mirror").mkdir()
+    (lab.root / "mirror" / "a.gz").write_text("something else")
+    file = lab.conf / "data" / "lost.yaml"
+    file.write_text(file.read_text().replace("http://127.0.0.1:9/", str(lab.root / "mirror")))
+
+
+def _no_repository(lab: Project) -> None:
+    shutil.rmtree(lab.root / ".git")
+
+
+def _no_experiment_files(lab: Project) -> None:
+    shutil.rmtree(lab.conf)
+
+
+@pytest.mark.parametrize(
+    ("harm", "code", "says"),
+    [
+        (_no_dockerfile, 2, ["docker/Dockerfile cannot be read", "image.dockerfile"]),
+        (_no_requirements, 2, ["docker/requirements.txt cannot be read", "image.requirements"]),
+        (_undeclared, 2, ["docker/Dockerfile:3: COPY toy.sh /toy.sh", "`image.context: [toy.sh]`"]),
+        (_no_dockerfile_at_all, 2, ["FRMO"]),
+        (_failing_step, 2, ["docker/Dockerfile:3 failed", "  | two", "build-"]),
+        (_no_data, 3, ["lost", "127.0.0.1:9", "REPRO_DATA_SOURCE"]),
+        (_other_bytes, 3, ["a.gz", "sha256"]),
+        (_no_repository, 2, ["git"]),
+        (_no_experiment_files, 2, ["no project here"]),
+    ],
+)
+def test_harm_done_to_the_project_is_named_and_leaves_nothing(
+    lab: Project, repro: Repro, harm: Callable[[Project], None], code: int, says: list[str]
+) -> None:
+    harm(lab)
+    done = repro("run", "experiment=toy", "tracking.enabled=false")
+    assert (done.returncode, left(lab)) == (code, ([], [])), done.stderr
+    for words in says:
+        assert words in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
 

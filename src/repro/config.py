@@ -188,7 +188,16 @@ def _experiment(container: dict[str, Any]) -> Experiment:
         for key in ("memory", "shm", "tmp"):
             if isinstance(resources.get(key), str):
                 resources[key] = _bytes(f"resources.{key}", resources[key])
+    if isinstance(container.get("command"), list):
+        container["command"] = [_word(each) for each in container["command"]]
+    if isinstance(container.get("env"), dict):
+        container["env"] = {key: _word(value) for key, value in container["env"].items()}
     return _convert(container, Experiment, container)
+
+
+def _word(value: Any) -> Any:
+    """A number as the text that a command line has for it; a bool stays one: is it `true`, `True` or `1`?"""
+    return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
 
 
 def _bytes(key: str, text: str) -> int:
@@ -213,7 +222,10 @@ def _convert(raw: Any, kind: type[Struct], container: dict[str, Any]) -> Struct:
         if missing := re.search(r"missing required field `(.*)`", what):
             key = ".".join(filter(None, [path, missing[1]]))
             raise _missing_value(key) from error
-        raise BadInputError(f"configuration: {path or 'top level'}: {what[0].lower()}{what[1:]}") from error
+        hints = ["quote it, so that YAML takes it as text: 'true'"] if "`str`, got `bool`" in what else []
+        raise BadInputError(
+            f"configuration: {path or 'top level'}: {what[0].lower()}{what[1:]}", hints=hints
+        ) from error
 
 
 @contextmanager
