@@ -22,7 +22,7 @@ import msgspec
 import pytest
 from filelock import FileLock
 
-from repro import store, tracking, view
+from repro import runner, store, tracking, view
 from repro.errors import BadInputError, EnvironmentUnfitError
 from repro.project import Project
 from repro.record import (
@@ -109,7 +109,7 @@ def project(tmp_path: Path) -> Project:
     return Project(root)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def follower(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Follower]:
     """One publisher for most tests: it takes seconds to start."""
     follower = Follower.start(Project(tmp_path_factory.mktemp("publisher")), "sqlite:///")
@@ -311,18 +311,16 @@ def test_a_point_is_readable_within_a_second(project: Project, follower: Followe
     run = Run(project)
     follower.follow(run.folder)
     until(lambda: tracking.mlflow_run(run.folder))
+    points(run)  # the import of MLflow by this process is not what is measured
     lags = []
     for step in range(5):
         written = time.monotonic()
         run.log(step, 1)
         until(lambda step=step: len(points(run)) == step + 1)
         lags.append(time.monotonic() - written)
-    print("lags", lags)
-    assert max(lags) < 1.0
     run.end()
-    ended_at = time.monotonic()
-    (reply,) = follower.wait(10)
-    print("end", time.monotonic() - ended_at)
+    (reply,) = follower.wait(10, run.folder)
+    assert max(lags) < 1.0
     assert (reply.ok, reply.run, reply.mlflow_run, reply.remarks) == (True, run.id, tracking.mlflow_run(run.folder), ())
 
 
@@ -430,12 +428,29 @@ def test_a_deleted_run_stays_deleted_and_another_store_is_filled(project: Projec
 
 
 @tracked
+def test_a_project_that_was_moved_is_told_and_fills_a_new_store(project: Project, tmp_path: Path) -> None:
+    run = Run(project)
+    run.end()
+    first, moved = tracking.sync([run.folder], project), Project(tmp_path / "moved")
+    assert [reply.ok for reply in first] == [True]
+    project.root.rename(moved.root)
+    there = [RunFolder(moved.runs / run.id), Run(moved, "20260102-030405-toy-new").folder]
+    there[1].write(ended(there[1].read(), End.FINISHED, 0, ""))
+    new = list(tracking.sync(there[1:], moved))
+    assert [(reply.ok, "which is not there" in reply.reason) for reply in new] == [(False, True)]
+    moved.store.unlink()
+    assert [(reply.ok, reply.uri) for reply in tracking.sync(there, moved)] == 2 * [(True, f"sqlite:///{moved.store}")]
+    assert len(list(moved.root.glob("mlartifacts/*/*/artifacts/outputs"))) == 3  # and that of the old store
+    assert not project.root.exists()
+
+
+@tracked
 def test_a_run_that_did_not_take_place_leaves_nothing(project: Project, follower: Follower) -> None:
     run = Run(project)
     follower.follow(run.folder)
     mlflow_run = until(lambda: tracking.mlflow_run(run.folder))
-    discard(run)
-    assert [reply.text for reply in follower.wait(10)] == ["no run took place"]
+    runner.discard(run.folder)
+    assert [reply.text for reply in follower.wait(10, run.folder)] == ["no run took place"]
     assert not run.folder.path.exists()
     assert client(run.uri).get_run(mlflow_run).info.lifecycle_stage == "deleted"
 
@@ -506,7 +521,7 @@ def test_a_server_that_was_down_is_caught_up_with(project: Project, follower: Fo
         until(lambda: tracking.mlflow_run(live.folder), 60)
         live.log(100, 100)
         live.end()
-        (reply,) = follower.wait(20)
+        (reply,) = follower.wait(20, live.folder)
         assert (reply.ok, points(live)) == (True, expected(200))
         assert reply.text == f"{uri}/#/experiments/1/runs/{reply.mlflow_run}?workflowType=machine_learning"
         assert sync(follower, run).ok
@@ -523,7 +538,7 @@ def test_a_server_that_was_down_is_caught_up_with(project: Project, follower: Fo
 
 def sync(follower: Follower, run: Run) -> tracking.Reply:
     follower.sync(run.folder)
-    (reply,) = follower.wait(60)
+    (reply,) = follower.wait(60, run.folder)
     return reply
 
 
@@ -533,14 +548,6 @@ def sqlite(file: Path, statement: str) -> list[tuple[Any, ...]]:
         rows = connection.execute(statement).fetchall()
     connection.close()
     return rows
-
-
-def discard(run: Run) -> None:
-    """As the runner does when the command is not found."""
-    for path in (run.folder.outputs, run.folder.journal, run.folder.logs):
-        shutil.rmtree(path)
-    for file in (run.folder.record, run.folder.config_yaml):
-        file.unlink()
 
 
 def client(uri: str) -> Any:

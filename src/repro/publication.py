@@ -60,7 +60,7 @@ class Publication:
         if not self.state.ended:
             self._end(record)
         if not self.state.artifacts:
-            self._artifacts(record)
+            self._artifacts()
         return True
 
     def _read(self) -> Record:
@@ -130,14 +130,11 @@ class Publication:
         return str(found.experiment_id)
 
     def _location(self, record: Record) -> str | None:
-        """Artifacts of a local database lie in the project, wherever this process runs; a server chooses by itself."""
-        if store.sqlite_file(self.uri) is None:
+        """Artifacts of a sqlite store lie beside it, wherever this process runs; others choose by themselves."""
+        file = store.sqlite_file(self.uri)
+        if file is None:
             return None
-        return (self._local_root(record) / re.sub(r"[^\w.-]", "-", record.planned.tracking_experiment)).as_uri()
-
-    @staticmethod
-    def _local_root(record: Record) -> Path:
-        return Path(record.planned.project) / "mlartifacts"
+        return (store.artifacts(file) / re.sub(r"[^\w.-]", "-", record.planned.tracking_experiment)).as_uri()
 
     # what the record says ---------------------------------------------------------------------------------------
 
@@ -241,10 +238,10 @@ class Publication:
             shown = view.saved_view(self.client.get_run(self.state.run).data.metrics, _ms(ended.at))
             self.client.set_experiment_tag(self.state.experiment_id, f"mlflow.sharedViewState.{view.VIEW}", shown)
 
-    def _artifacts(self, record: Record) -> None:
+    def _artifacts(self) -> None:
         """Link the run's files into a local store, upload them to any other."""
         uri = self.artifact_uri or ""
-        target = self._local_target(uri, record)
+        target = self._local_target(uri)
         if target is None:
             for path, name in artifacts(self.folder):
                 self.client.log_artifact(self.state.run, str(path), os.path.dirname(name) or None)  # noqa: PTH120
@@ -256,11 +253,21 @@ class Publication:
         self._note(artifacts=True)
         self.save()
 
-    def _local_target(self, uri: str, record: Record) -> Path | None:
-        parts = urlsplit(uri)
-        if parts.scheme == "mlflow-artifacts" and store.sqlite_file(self.uri) is not None:
-            return self._local_root(record) / unquote(parts.path).lstrip("/")  # the experiment was made in the UI
-        return Path(unquote(parts.path)) if parts.scheme in ("", "file") else None
+    def _local_target(self, uri: str) -> Path | None:
+        """The folder for the artifacts of this run, if it is one of this machine's."""
+        parts, file = urlsplit(uri), store.sqlite_file(self.uri)
+        if parts.scheme == "mlflow-artifacts" and file is not None:  # the experiment was made in `mlflow ui`
+            return store.artifacts(file) / unquote(parts.path).lstrip("/")
+        if parts.scheme not in ("", "file"):
+            return None
+        target = Path(unquote(parts.path))
+        place = target.parent.parent
+        if file is not None and file.parent not in target.parents and not place.exists():
+            raise ReproError(
+                f"the store keeps artifacts of this experiment in {place}, which is not there",
+                hints=[f"was the project moved? `rm {file}`, then `repro sync` fills a new one", f"mkdir -p {place}"],
+            )
+        return target
 
     # tracking.json ----------------------------------------------------------------------------------------------
 

@@ -130,10 +130,17 @@ class Task:
             if self.publication and self.folder.tracking.exists():
                 self.publication.save()
         self.lock.release()
-        if not self.folder.record.exists():  # discarded: leave nothing of ours behind
+        if not self.folder.record.exists():
+            self._leave_nothing()
+
+    def _leave_nothing(self) -> None:
+        """The run was discarded, perhaps this very moment: the folder goes when its last file has gone."""
+        for _attempt in range(5):
             with contextlib.suppress(OSError):
                 (self.folder.path / ".tracking.lock").unlink(missing_ok=True)
                 self.folder.path.rmdir()
+                return
+            time.sleep(0.05)
 
 
 class Publisher:

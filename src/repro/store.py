@@ -60,6 +60,11 @@ def sqlite_file(uri: str) -> Path | None:
     return Path(uri.partition(":///")[2].partition("?")[0])
 
 
+def artifacts(file: Path) -> Path:
+    """Where artifacts of a sqlite store lie: where `mlflow server` in its folder would put them."""
+    return file.parent / "mlartifacts"
+
+
 def prepare(uri: str) -> None:
     """Make the sqlite database when it is missing, check it when it is there; other stores are left to MLflow.
 
@@ -99,7 +104,7 @@ def _create(file: Path) -> None:
         try:
             _fill(Path(temporary))
             # else artifacts of the experiment "Default" would go to where the template was made
-            _execute(Path(temporary), "UPDATE experiments SET artifact_location = ?", _artifacts(file))
+            _execute(Path(temporary), "UPDATE experiments SET artifact_location = ?", (artifacts(file) / "0").as_uri())
             Path(temporary).chmod(0o666 & ~_umask())
             Path(temporary).replace(file)
         finally:
@@ -128,10 +133,6 @@ def _migrate(file: Path) -> None:
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     SqlAlchemyStore(f"sqlite:///{file}", str(file.parent)).engine.dispose()
-
-
-def _artifacts(file: Path) -> str:
-    return (file.parent / "mlartifacts" / "0").as_uri()
 
 
 def _umask() -> int:

@@ -24,7 +24,7 @@ from repro.errors import EnvironmentUnfitError, ReproError
 from repro.experiment import Value
 from repro.journal import Position
 from repro.project import Project, ignored_folder
-from repro.record import RunFolder
+from repro.record import Planned, RunFolder
 
 SYNC_SECONDS = 3600.0  # a large upload takes its time
 LOG_LIMIT = 1 << 20  # bytes
@@ -131,7 +131,7 @@ class Follower:
     def __init__(self, process: subprocess.Popen[bytes], log: Path | None) -> None:
         self.process, self.log = process, log
         self._buffer = b""
-        self._waiting: list[RunFolder] = []
+        self._waiting: set[str] = set()  # paths of folders
 
     @classmethod
     def start(cls, project: Project, uri: str = "") -> Follower:
@@ -157,37 +157,37 @@ class Follower:
 
     def follow(self, folder: RunFolder, uri: str | None = None) -> None:
         """Show this run in MLflow, from now until its record says that it ended."""
-        self._order(Order(action="follow", folder=_path(folder), uri=uri), folder)
+        self._order(Order(action="follow", folder=_path(folder), uri=uri))
 
     def sync(self, folder: RunFolder, uri: str | None = None) -> None:
         """Bring MLflow up to date with this run as it is now."""
-        self._order(Order(action="sync", folder=_path(folder), uri=uri), folder)
+        self._order(Order(action="sync", folder=_path(folder), uri=uri))
 
-    def _order(self, order: Order, folder: RunFolder) -> None:
-        self._waiting.append(folder)
+    def _order(self, order: Order) -> None:
+        self._waiting.add(order.folder)
         pipe = self.process.stdin
         if pipe and not pipe.closed:
             with contextlib.suppress(BrokenPipeError):  # it died: `wait` says so
                 pipe.write(msgspec.json.encode(order) + b"\n")
                 pipe.flush()
 
-    def wait(self, seconds: float) -> list[Reply]:
-        """What became of the runs, waiting at most `seconds` for those that nothing is known of yet.
+    def wait(self, seconds: float, folder: RunFolder | None = None) -> list[Reply]:
+        """What became of the runs, waiting at most `seconds` for those (or the one) that nothing is known of yet.
 
         The publisher goes on with the others, also after this process has ended.
         """
         until = time.monotonic() + seconds
         replies: list[Reply] = []
-        while self._waiting:
+        while self._waiting if folder is None else _path(folder) in self._waiting:
             line = self._line(until)
             if line is None:
                 break
             if not line:
-                replies += [self._died(folder) for folder in self._waiting]
+                replies += [self._died(RunFolder(Path(path))) for path in self._waiting]
                 self._waiting.clear()
                 break
             reply = msgspec.json.decode(line, type=Reply)
-            self._waiting = [folder for folder in self._waiting if _path(folder) != reply.folder]
+            self._waiting.discard(reply.folder)
             replies.append(reply)
         return replies
 
@@ -224,6 +224,12 @@ class Follower:
             threading.Thread(target=self.process.wait, daemon=True).start()  # no zombie in a long-lived program
 
 
+def _store_now(planned: Planned, project: Project) -> str | None:
+    """The store of a run; the project's own one moves with the project."""
+    own = planned.tracking_uri == store.resolve_uri(None, Path(planned.project))
+    return store.resolve_uri(None, project.root) if own else planned.tracking_uri
+
+
 def _path(folder: RunFolder) -> str:
     return str(folder.path.absolute())
 
@@ -258,7 +264,7 @@ def sync(
     try:
         for folder in folders:
             try:
-                wanted = uri or folder.read().planned.tracking_uri
+                wanted = uri or _store_now(folder.read().planned, project)
             except ReproError as error:
                 yield _reply(folder, error.what, error.hints)
                 continue
@@ -266,8 +272,9 @@ def sync(
                 yield _reply(folder, "tracking was off for this run", ok=True)
                 continue
             follower = follower or Follower.start(project, wanted)
-            follower.sync(folder, uri)
-            yield next(iter(follower.wait(seconds)), _reply(folder, f"nothing heard for {seconds:g} s"))
+            follower.sync(folder, wanted)
+            heard = {reply.folder: reply for reply in follower.wait(seconds, folder)}
+            yield heard.get(_path(folder)) or _reply(folder, f"nothing heard for {seconds:g} s")
     finally:
         if follower:
             follower.close()

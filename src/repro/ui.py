@@ -118,7 +118,9 @@ def _healthy(server: Server) -> bool:
 def _launch(uri: str, project: Project, port: int) -> tuple[Server, subprocess.Popen[bytes]]:
     """One worker and none of MLflow's job runners: 2 processes in place of 15."""
     program = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    program += ["--backend-store-uri", uri, "--artifacts-destination", str(project.root / "mlartifacts")]
+    file = store.sqlite_file(uri)
+    artifacts = store.artifacts(file) if file else project.root / "mlartifacts"
+    program += ["--backend-store-uri", uri, "--artifacts-destination", str(artifacts)]
     log = _log(project.scratch)
     log.parent.mkdir(exist_ok=True)
     with log.open("wb") as output:
