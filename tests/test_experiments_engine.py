@@ -72,7 +72,9 @@ def test_mlflow_shows_a_run_with_its_image_commit_parameters_and_metrics(lab: Pr
     history = client(lab).get_metric_history(run.info.run_id, "loss")
     assert [(point.step, point.value) for point in history] == [(1, 0.5), (2, 0.25)]
     names = {item.path for item in client(lab).list_artifacts(run.info.run_id)}
-    assert {"outputs", "config.yaml", "record.json", "logs"} <= names or {"outputs", "output.log"} <= names
+    assert {"outputs", "config.yaml", "record.json", "logs", "inputs"} <= names
+    inputs = {item.path for item in client(lab).list_artifacts(run.info.run_id, "inputs/docker")}
+    assert inputs == {"inputs/docker/Dockerfile", "inputs/docker/requirements.txt"}
     assert record.planned.run in repro("show", run.info.run_id[:12]).stdout
 
 

@@ -40,6 +40,7 @@ INGREDIENTS = plan.Ingredients(
         platform="linux/amd64",
     ),
     image_env=("PATH=/opt/venv/bin:/usr/bin", "PYTHONPATH=/opt/lib"),
+    inputs={"docker/Dockerfile": "FROM b:1\n"},
     data=(DatasetUsed(name="mnist", digest="d", files=(), folder="/cache/mnist-d"),),
     engine=ENGINE,
 )

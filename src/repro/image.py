@@ -10,8 +10,9 @@ import io
 import secrets
 import tarfile
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import msgspec
@@ -29,6 +30,8 @@ SPEC_LABEL = "repro.spec"
 BASE_LABEL = "repro.base"
 BASE_ASKED_LABEL = "repro.base.asked"
 VARIANT_LABEL = "repro.variant"
+MANIFEST_LABEL = "repro.manifest"  # what the hash was made of, so that a difference can be explained later
+MANIFEST_LABEL_LIMIT = 8 << 10  # bytes; a context of more than some eighty files has none
 MTIME = 946_684_800  # 2000-01-01 UTC: of every file in a context, so that equal contexts are equal bytes
 
 
@@ -69,7 +72,7 @@ class ImageSpec(Value, frozen=True, kw_only=True):
             platform=config.platform,
             network=config.network,
         )
-        check_copies(spec)
+        check_copies(spec, root)
         return spec
 
     def manifest(self) -> dict[str, Any]:
@@ -90,7 +93,11 @@ class ImageSpec(Value, frozen=True, kw_only=True):
     @property
     def digest(self) -> str:
         """sha256 of the canonical JSON (sorted keys, no spaces) of the manifest, 64 hex digits."""
-        return hashlib.sha256(msgspec.json.encode(self.manifest(), order="deterministic")).hexdigest()
+        return hashlib.sha256(self.canonical()).hexdigest()
+
+    def canonical(self) -> bytes:
+        """The manifest as the bytes that are hashed."""
+        return msgspec.json.encode(self.manifest(), order="deterministic")
 
     @property
     def tag(self) -> str:
@@ -101,6 +108,12 @@ class ImageSpec(Value, frozen=True, kw_only=True):
     def dockerfile_text(self) -> str:
         """The Dockerfile as the builder gets it."""
         return next(file.content for file in self.files if file.path == self.dockerfile).decode()
+
+    def recipe(self) -> dict[str, str]:
+        """The Dockerfile and the requirements by path, as text: what people read of an image."""
+        others = [PurePosixPath(name) for name in self.declared]
+        own = [file for file in self.files if not any(PurePosixPath(file.path).is_relative_to(each) for each in others)]
+        return {file.path: file.content.decode() for file in own}
 
     def arguments(self, base: str) -> dict[str, str]:
         """The build arguments: the user's, and ours that say which base and which requirements."""
@@ -140,24 +153,25 @@ class Image(Value, frozen=True, kw_only=True):
     seconds: float
 
 
-def check_copies(spec: ImageSpec) -> None:
+def check_copies(spec: ImageSpec, root: Path) -> None:
     """Refuse a Dockerfile that copies what is not in the context, before a builder does so in worse words.
 
     Raises:
         BadInputError: naming the line, and the key to add.
     """
-    arguments = spec.arguments(spec.base)
-    problems, missing = [], []
-    for copy in dockerfile.local_copies(spec.dockerfile_text, arguments):
+    problems: list[str] = []
+    missing: dict[str, str] = {}  # what to declare -> a remark
+    for copy in dockerfile.local_copies(spec.dockerfile_text, spec.arguments(spec.base), spec.target):
         for source in copy.sources:
             if "$" not in source and not context.holds(spec.files, spec.declared, source):
+                there = any(root.glob(source)) if source != "." else True
+                missing[source] = "" if there else f"{source} does not exist below {root}"
                 problems.append(f"{spec.dockerfile}:{copy.line}: {copy.text}")
-                missing.append(source)
-    if problems:
-        declared = ", ".join([*spec.declared, *dict.fromkeys(missing)])
+    if missing:
+        declared = ", ".join([*spec.declared, *missing])
         raise BadInputError(
-            f"the Dockerfile copies files that are not declared: {', '.join(dict.fromkeys(missing))}",
-            evidence=problems,
+            f"the Dockerfile copies files that are not declared: {', '.join(missing)}",
+            evidence=[*dict.fromkeys(problems), *filter(None, missing.values())],
             hints=[f"declare them, so that they become part of the image's identity: `image.context: [{declared}]`"],
         )
 
@@ -200,23 +214,27 @@ def ensure(
     return _image(spec, found, built=False, seconds=time.monotonic() - begun)
 
 
-def _one_at_a_time(spec: ImageSpec, say: Callable[[str], None]) -> Any:
+@contextmanager
+def _one_at_a_time(spec: ImageSpec, say: Callable[[str], None]) -> Iterator[None]:
     import filelock
 
     folder = cache_folder() / "locks"
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(folder / f"image-{spec.digest[:32]}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            say(f"another process builds {spec.tag}; waiting for it")
+            lock.acquire()
     except OSError as error:
         raise EnvironmentUnfitError(
             f"{folder} cannot be written", evidence=[str(error)], hints=["REPRO_CACHE names another folder"]
         ) from error
-    lock = filelock.FileLock(folder / f"image-{spec.digest[:32]}.lock")
     try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        say(f"another process builds {spec.tag}; waiting for it")
-        lock.acquire()
-    return lock
+        yield
+    finally:
+        lock.release()
 
 
 def _build(
@@ -224,14 +242,21 @@ def _build(
 ) -> ImageFacts:
     builder.check(engine, spec.dockerfile_text, spec.dockerfile)
     reference, base = bases.resolve(spec.base, spec.bootstrap, engine, say=say, pull=pull)
+    if spec.bootstrap and not _same_platform(base, spec):
+        raise EnvironmentUnfitError(
+            f"the base that is made here is for {base.platform}, and {spec.platform} is asked for",
+            hints=[f"`image.platform={base.platform}`, or a base from a registry"],
+        )
     # under another name until it is whole and checked: a build that fails or is killed leaves no tag of a spec
     temporary = f"{spec.name}:building-{secrets.token_hex(6)}"
     labels = {
         SPEC_LABEL: spec.digest,
-        BASE_LABEL: bases.identity(base),
+        BASE_LABEL: bases.identity(spec.base, base),
         BASE_ASKED_LABEL: spec.base,
         VARIANT_LABEL: spec.variant,
     }
+    if len(manifest := spec.canonical().decode()) <= MANIFEST_LABEL_LIMIT:
+        labels[MANIFEST_LABEL] = manifest
     say(f"building {spec.tag}")
     request = builder.Request(
         tag=temporary,

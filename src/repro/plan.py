@@ -27,6 +27,7 @@ class Ingredients(Value, frozen=True, kw_only=True):
     diff: str  # uncommitted changes, for people
     image: ImageUsed
     image_env: tuple[str, ...]  # NAME=value, as the image sets them
+    inputs: dict[str, str]  # texts that the image was made from, by path
     data: tuple[DatasetUsed, ...]
     engine: EngineFacts
     notices: tuple[str, ...] = ()
@@ -57,6 +58,7 @@ class Plan(Value, frozen=True, kw_only=True):
     time_limit: float | None  # seconds
     stop_grace: float  # seconds
     diff: str
+    inputs: dict[str, str]
 
 
 def run_id(name: str, created: datetime, random: bytes) -> str:
@@ -104,6 +106,7 @@ def decide(experiment: Experiment, ingredients: Ingredients, circumstances: Circ
         time_limit=experiment.resources.time_limit,
         stop_grace=experiment.resources.stop_grace,
         diff=ingredients.diff,
+        inputs=ingredients.inputs,
     )
 
 

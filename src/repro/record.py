@@ -153,6 +153,7 @@ class RunFolder:
         self.config_yaml = path / "config.yaml"  # for people
         self.config_json = path / "config.json"  # what the container reads
         self.outputs = path / "outputs"
+        self.inputs = path / "inputs"  # what the image was made from, as text
         self.logs = path / "logs"
         self.output_log = self.logs / "output.log"  # the container's stdout and stderr
         self.build_log = self.logs / "build.log"

@@ -126,7 +126,7 @@ class Session:
 
     def __init__(self, project: Project, display: Display, *, argv: tuple[str, ...], locked: bool = False) -> None:
         self.project, self.display, self.argv, self.locked = project, display, argv, locked
-        self.images: dict[str, image.Image] = {}
+        self.images: dict[str, tuple[image.ImageSpec, image.Image]] = {}
         self._follower: Follower | None = None
 
     @cached_property
@@ -148,8 +148,8 @@ class Session:
             self.display.notice(f"{name} looks like a secret and is in the snapshot: add it to .gitignore")
         return snapshot, folder, source.diff_text(snapshot, self.project.root)
 
-    def image(self, wanted: ImageConfig) -> image.Image:
-        """The image of a configuration, built when it is missing."""
+    def image(self, wanted: ImageConfig) -> tuple[image.ImageSpec, image.Image]:
+        """The image of a configuration, built when it is missing, and what it is made from."""
         spec = image.ImageSpec.read(wanted, self.project.root)
         if spec.digest not in self.images:
             if self.locked:
@@ -160,7 +160,7 @@ class Session:
                 step.detail = f"{made.tag} {'built' if made.built else 'present'}"
             if self.locked:
                 lockfile.require(lockfile.read(self.project.lock), spec, made)
-            self.images[spec.digest] = made
+            self.images[spec.digest] = spec, made
         return self.images[spec.digest]
 
     def data(self, experiment: Experiment) -> tuple[DatasetUsed, ...]:
@@ -188,7 +188,10 @@ class Session:
         """Everything decided; what is missing (image, data) has been made."""
         experiment = composed.experiment
         snapshot, code_folder, diff = self.code
-        made = self.image(experiment.image)
+        spec, made = self.image(experiment.image)
+        inputs = spec.recipe()
+        if self.project.lock.is_file():
+            inputs[self.project.lock.name] = self.project.lock.read_text()
         facts = self.engine.image(made.id)
         ingredients = planning.Ingredients(
             code=snapshot.code(),
@@ -205,6 +208,7 @@ class Session:
                 digest=made.digest,
             ),
             image_env=facts.env if facts else (),
+            inputs=inputs,
             data=self.data(experiment),
             engine=self.facts,
         )
@@ -264,7 +268,7 @@ class Session:
         """What to tell the user of MLflow, after the short while that a run waits for it."""
         if self._follower is None or record.planned.tracking_uri is None:
             return "off"
-        replies = self._follower.wait(record.planned.config["tracking"]["wait"])
+        replies = self._follower.wait(record.planned.config["tracking"]["wait"], folder)
         for reply in replies:
             for remark in reply.remarks:
                 self.display.notice(f"MLflow: {remark}")

@@ -49,6 +49,9 @@ def prepare(plan: Plan) -> RunFolder:
         folder.config_yaml.write_text(yaml.safe_dump(plan.planned.config, sort_keys=False, allow_unicode=True))
         if plan.diff:
             folder.diff.write_text(plan.diff)
+        for name, text in plan.inputs.items():
+            (folder.inputs / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder.inputs / name).write_text(text)
         folder.write(Record(planned=plan.planned))
     except OSError as error:
         discard(folder)
@@ -62,7 +65,7 @@ def prepare(plan: Plan) -> RunFolder:
 
 def discard(folder: RunFolder) -> None:
     """Remove what `prepare` made: no run took place."""
-    for path in (folder.outputs, folder.journal, folder.logs):
+    for path in (folder.outputs, folder.journal, folder.logs, folder.inputs):
         shutil.rmtree(path, ignore_errors=True)
     for file in (folder.record, folder.reserve, folder.config_json, folder.config_yaml, folder.diff):
         file.unlink(missing_ok=True)
