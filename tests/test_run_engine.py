@@ -348,7 +348,9 @@ def test_plan_prints_what_would_run_and_runs_nothing(lab: Project, repro: Repro)
 def test_hydras_flags_work_without_an_engine(lab: Project, repro: Repro) -> None:
     shown = repro("run", "experiment=toy", "--cfg", "job", DOCKER_HOST="unix:///nosuch.sock")
     assert "name: toy" in shown.stdout
-    assert "experiment: toy" in repro("run", "--help", DOCKER_HOST="unix:///nosuch.sock").stdout
+    helped = repro("run", "--help", DOCKER_HOST="unix:///nosuch.sock").stdout
+    assert "experiment: toy" in helped
+    assert "--locked" in helped
     other = lab.root / "other"
     other.mkdir()
     (other / "extra.yaml").write_text("name: extra\n")
