@@ -12,11 +12,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from repro import __version__, report
-from repro.display import Display
+from repro.display import Display, guarded
 from repro.errors import BadInputError, ExitCode, RefusedError
 from repro.project import Project, ignored_folder
 from repro.record import Record, RunFolder, folders
-from repro.run import guarded
 
 OVERRIDES = "Hydra overrides, such as image=debian"
 

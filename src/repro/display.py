@@ -10,11 +10,11 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
-from repro.errors import ReproError
+from repro.errors import ExitCode, ReproError
 
 FOLD = 6  # lines shown below a running step
 HEARTBEAT_SECONDS = 10.0
@@ -107,3 +107,15 @@ class Step:
             self.region.start()
         lines = [Text(f"  {line}", style="dim", no_wrap=True, overflow="ellipsis") for line in self.tail]
         self.region.update(Group(Spinner("dots", f"{self.name} {time.monotonic() - self.begun:.0f} s"), *lines))
+
+
+def guarded(display: Display, action: Callable[[], int]) -> int:
+    """The exit code of `action`; a user's error is printed, a bug of ours keeps its traceback."""
+    try:
+        return int(action())
+    except ReproError as error:
+        display.error(error)
+        return int(error.exit_code)
+    except KeyboardInterrupt:
+        display.line("repro: interrupted")
+        return int(ExitCode.INTERRUPTED)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from repro import config, image, journal, lockfile, report, runner, source
 from repro import plan as planning
-from repro.display import Display
+from repro.display import Display, guarded
 from repro.engine import Engine, EngineFacts, connect
 from repro.errors import ExitCode, ReproError
 from repro.experiment import Experiment, ImageConfig
@@ -83,18 +83,6 @@ def _job(session: Session, composed: config.Composed, flags: argparse.Namespace,
     if ended.end is End.KILLED and ended.reason == runner.STOPPED_BY_USER:
         raise KeyboardInterrupt  # it is meant for the whole multirun
     return ExitCode.ENVIRONMENT if ended.end is End.LOST else ExitCode.NO
-
-
-def guarded(display: Display, action: Callable[[], int]) -> int:
-    """The exit code of `action`; a user's error is printed, a bug of ours keeps its traceback."""
-    try:
-        return int(action())
-    except ReproError as error:
-        display.error(error)
-        return int(error.exit_code)
-    except KeyboardInterrupt:
-        display.line("repro: interrupted")
-        return int(ExitCode.INTERRUPTED)
 
 
 def shell(overrides: Sequence[str], command: str, display: Display) -> int:
