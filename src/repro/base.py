@@ -10,10 +10,14 @@ import hashlib
 import io
 import json
 import os
+import platform
+import re
 import shutil
 import subprocess
+import sys
 import tarfile
 import tempfile
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
@@ -26,9 +30,14 @@ from repro.experiment import BaseRecipe
 from repro.project import cache_folder
 
 NAME = "repro-base"
+RECIPE_LABEL = "repro.recipe"  # full hash of the recipe
+CA_LABEL = "repro.ca_bundle"  # sha256 of this machine's own authorities, where it has any: they are an input, too
 CA_BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
+CA_STOCK = Path("/usr/share/ca-certificates")
+CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
 LEFT_OUT = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/usr/share/info/*")
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+EPOCH = "1970-01-01T00:00:00Z"
 Say = Callable[[str], None]
 
 
@@ -41,25 +50,39 @@ def resolve(
         EnvironmentUnfitError: it is not on the engine and can neither be pulled nor made.
     """
     if recipe is not None:
-        tag = ensure(recipe, engine, say=say)
-        found = engine.image(tag)
-        assert found is not None  # noqa: S101 - `ensure` has just seen it
-        return tag, found
+        return tag_of(recipe), _ensured(recipe, engine, say=say, anew=pull)
     found = None if pull else engine.image(asked)
     found = found or engine.pull(asked, say)
     # builders take a repo digest, or a name; an image that no registry has seen has the name alone
-    return (found.digests[0] if found.digests else asked), found
+    return repo_digest(asked, found) or asked, found
 
 
-def identity(base: ImageFacts) -> str:
+def repo_digest(asked: str, base: ImageFacts) -> str | None:
+    """The digest that the repository of `asked` has for it: the same image may have been pushed to others, too."""
+    repository = _repository(asked)
+    return next((digest for digest in base.digests if _repository(digest) == repository), None)
+
+
+def _repository(reference: str) -> str:
+    name = reference.partition("@")[0]
+    last = name.rpartition("/")[2]
+    name = name[: len(name) - len(last)] + last.partition(":")[0]
+    return name.removeprefix("docker.io/").removeprefix("library/")
+
+
+def identity(asked: str, base: ImageFacts) -> str:
     """The repo digest of a base where it has one, else its id."""
-    return base.digests[0] if base.digests else base.id
+    return repo_digest(asked, base) or base.id
+
+
+def digest_of(recipe: BaseRecipe) -> str:
+    """sha256 of a recipe."""
+    return hashlib.sha256(msgspec.json.encode(recipe, order="deterministic")).hexdigest()
 
 
 def tag_of(recipe: BaseRecipe) -> str:
     """The tag of a bootstrapped base: its suite and a hash of its recipe."""
-    digest = hashlib.sha256(msgspec.json.encode(recipe, order="deterministic")).hexdigest()
-    return f"{NAME}:{recipe.suite}-{digest[:12]}"
+    return f"{NAME}:{recipe.suite}-{digest_of(recipe)[:12]}"
 
 
 def ensure(recipe: BaseRecipe, engine: Engine, *, say: Say) -> str:
@@ -68,56 +91,98 @@ def ensure(recipe: BaseRecipe, engine: Engine, *, say: Say) -> str:
     Raises:
         EnvironmentUnfitError: this machine cannot bootstrap, or the packages cannot be had.
     """
-    tag = tag_of(recipe)
-    if engine.image(tag):
-        return tag
+    _ensured(recipe, engine, say=say, anew=False)
+    return tag_of(recipe)
+
+
+def _ensured(recipe: BaseRecipe, engine: Engine, *, say: Say, anew: bool) -> ImageFacts:
+    if not anew and (found := _present(recipe, engine)):
+        return found
     import filelock
 
-    locks = cache_folder() / "locks"
-    locks.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(locks / f"{tag.replace(':', '-')}.lock"):
-        if engine.image(tag):
-            return tag
-        with tempfile.TemporaryDirectory(prefix="repro-base-") as folder:
-            root = Path(folder) / "root.tar"
-            _bootstrap(recipe, root, say)
-            archive = Path(folder) / "image.tar"
-            with root.open("rb") as layer, archive.open("wb") as out:
-                write_archive(layer, out, tag)
-            say(f"loading {tag}")
-            with archive.open("rb") as file:
-                engine.load(file)
-    return tag
+    try:
+        locks = cache_folder() / "locks"
+        locks.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(locks / f"base-{digest_of(recipe)[:32]}.lock"):
+            if anew or not _present(recipe, engine):
+                _make(recipe, engine, say)
+    except OSError as error:
+        raise EnvironmentUnfitError(f"{tag_of(recipe)} cannot be made", evidence=[str(error)]) from error
+    made = _present(recipe, engine)
+    if made is None:
+        raise EnvironmentUnfitError(f"the engine does not hold {tag_of(recipe)} after loading it")
+    return made
 
 
-def _bootstrap(recipe: BaseRecipe, target: Path, say: Say) -> None:
+def _present(recipe: BaseRecipe, engine: Engine) -> ImageFacts | None:
+    """A tag can be moved by hand; the label inside cannot."""
+    found = engine.image(tag_of(recipe))
+    return found if found and found.labels.get(RECIPE_LABEL) == digest_of(recipe) else None
+
+
+def _make(recipe: BaseRecipe, engine: Engine, say: Say) -> None:
     _require_tools()
+    tag = tag_of(recipe)
+    labels = {RECIPE_LABEL: digest_of(recipe)}
+    with tempfile.TemporaryDirectory(prefix="repro-base-") as name:
+        folder = Path(name)
+        if authorities := own_authorities() if "ca-certificates" in recipe.packages else "":
+            labels[CA_LABEL] = hashlib.sha256(authorities.encode()).hexdigest()
+            (folder / "machine.crt").write_text(authorities)
+        root = folder / "root.tar"
+        _bootstrap(recipe, root, folder / "machine.crt" if authorities else None, say)
+        with root.open("rb") as layer, (folder / "image.tar").open("w+b") as archive:
+            write_archive(layer, archive, tag, labels, _architecture())
+            archive.seek(0)
+            say(f"loading {tag}")
+            engine.load(archive)
+
+
+def own_authorities() -> str:
+    """The certificates that this machine trusts beside its distribution's, as PEM in a fixed order; "" for none.
+
+    Networks that inspect TLS have one of their own, without which nothing could be installed on top of the base.
+    """
+    try:
+        trusted = set(CERTIFICATE.findall(CA_BUNDLE.read_text()))
+    except OSError:
+        return ""
+    stock = {found for file in CA_STOCK.rglob("*.crt") for found in CERTIFICATE.findall(file.read_text())}
+    return "".join(f"{certificate}\n" for certificate in sorted(trusted - stock)) if stock else ""
+
+
+def _bootstrap(recipe: BaseRecipe, target: Path, authorities: Path | None, say: Say) -> None:
     command = ["mmdebstrap", "--mode=root", "--variant=apt", f"--include={','.join(recipe.packages)}"]
     command += [f"--dpkgopt=path-exclude={pattern}" for pattern in LEFT_OUT]
-    if CA_BUNDLE.is_file():
-        # Networks that inspect TLS have their own authority in it, without which nothing can be installed on top
-        command.append(f"--customize-hook=copy-in {CA_BUNDLE} {CA_BUNDLE.parent}")
+    if authorities:
+        command.append(f"--customize-hook=copy-in {authorities} /usr/local/share/ca-certificates")
+        command.append('--customize-hook=chroot "$1" update-ca-certificates')
     command += [recipe.suite, str(target), *mirrors(recipe.suite)]
     say(f"bootstrapping Debian {recipe.suite} with {', '.join(recipe.packages)}")
     environment = {**os.environ, "SOURCE_DATE_EPOCH": str(recipe.source_date_epoch)}
     process = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, text=True
     )
-    lines = []
+    last: deque[str] = deque(maxlen=15)
     assert process.stdout is not None  # noqa: S101 - it is a pipe
-    for line in process.stdout:
-        lines.append(line.rstrip())
-        say(line.rstrip())
-    if process.wait():
+    try:
+        for line in process.stdout:
+            last.append(line.rstrip())
+            say(line.rstrip())
+    finally:
+        if process.poll() is None and sys.exc_info()[0]:  # interrupted: it removes its half-made root by itself
+            process.terminate()
+        process.wait()
+    if process.returncode:
         raise EnvironmentUnfitError(
             f"Debian {recipe.suite} could not be bootstrapped",
-            evidence=lines[-15:],
+            evidence=list(last),
             hints=["do this machine's own apt sources work? `sudo apt-get update`"],
         )
 
 
 def _require_tools() -> None:
-    if shutil.which("mmdebstrap") is None:
+    if not sys.platform.startswith("linux") or shutil.which("mmdebstrap") is None:
         raise EnvironmentUnfitError(
             "the base of image=debian is made with mmdebstrap, which is not installed",
             hints=["`sudo apt-get install mmdebstrap` on Debian and Ubuntu", "elsewhere: image=tensorflow"],
@@ -130,32 +195,42 @@ def _require_tools() -> None:
 
 
 def mirrors(suite: str) -> list[str]:
-    """The Debian mirrors of this machine's own apt sources that can serve `suite`; [] lets mmdebstrap choose."""
+    """The Debian mirror of this machine's own apt sources, best one that lists `suite`; [] lets mmdebstrap choose."""
+    if shutil.which("apt-get") is None:
+        return []
+    form = "$(REPO_URI)|$(RELEASE)|$(CODENAME)|$(ORIGIN)|$(LABEL)"
     done = subprocess.run(
-        ["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE)", "Created-By: Packages"],
+        ["apt-get", "indextargets", "--format", form, "Created-By: Packages"],
         capture_output=True,
         text=True,
         check=False,
     )
-    found = dict.fromkeys(tuple(line.split()) for line in done.stdout.splitlines() if len(line.split()) == 2)
-    # the archive and its updates; a third party's repository has other suites
-    return [uri for uri, release in found if release == suite][:1]
+    archives = []  # Debian's own, without updates and security, which have other suites
+    for line in done.stdout.splitlines():
+        uri, release, codename, origin, label = (line.split("|") + [""] * 5)[:5]
+        if origin == label == "Debian" and uri.startswith("http"):
+            archives.append((suite not in (release, codename), uri))
+    return [uri for _, uri in sorted(archives, key=lambda archive: archive[0])][:1]
 
 
-def write_archive(layer: IO[bytes], out: IO[bytes], tag: str) -> str:
-    """Write what `docker load` takes, with one layer; the image id is a function of the layer's bytes alone."""
+def _architecture() -> str:
+    machine = platform.machine()
+    return {"x86_64": "amd64", "aarch64": "arm64"}.get(machine, machine)
+
+
+def write_archive(layer: IO[bytes], out: IO[bytes], tag: str, labels: dict[str, str], architecture: str) -> str:
+    """Write what `docker load` takes, with one layer; the image id is a function of the arguments alone."""
     hasher = hashlib.sha256()
     while block := layer.read(1 << 20):
         hasher.update(block)
     size, digest = layer.tell(), hasher.hexdigest()
     layer.seek(0)
-    epoch = "1970-01-01T00:00:00Z"
     config = {
-        "architecture": "amd64",
+        "architecture": architecture,
         "os": "linux",
-        "created": epoch,
-        "config": {"Env": [f"PATH={PATH}"], "Cmd": ["/bin/bash"]},
-        "history": [{"created": epoch, "created_by": f"repro bootstrap sha256:{digest}"}],
+        "created": EPOCH,
+        "config": {"Env": [f"PATH={PATH}"], "Cmd": ["/bin/bash"], "Labels": labels},
+        "history": [{"created": EPOCH, "created_by": f"repro bootstrap sha256:{digest}"}],
         "rootfs": {"type": "layers", "diff_ids": [f"sha256:{digest}"]},
     }
     encoded = json.dumps(config, sort_keys=True, separators=(",", ":")).encode()

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,14 +18,27 @@ from repro.engine import Engine, translated
 from repro.errors import BadInputError, EngineUnreachableError, EnvironmentUnfitError, ReproError
 from repro.experiment import Value
 
-EVIDENCE_LINES = 20
+OUTPUT_LINES = 15  # of the failing step, shown with the error; the log has all
 # what builders say when a base image cannot be had (Docker 20.10 to 28, BuildKit 0.8 to 0.25)
-NO_BASE = re.compile(
+NOT_TO_BE_HAD = re.compile(
     r"pull access denied|manifest unknown|manifest for .* not found|failed to resolve source metadata|"
-    r"repository does not exist|connection refused|no such host|i/o timeout|TLS handshake|toomanyrequests",
+    r"repository does not exist|connection refused|no such host|i/o timeout|TLS handshake|toomanyrequests|"
+    r"server misbehaving|network is unreachable",
     re.IGNORECASE,
 )
-ENGINE_GONE = re.compile(r"Cannot connect to the Docker daemon|error during connect|failed to receive status|EOF$")
+ENGINE_GONE = re.compile(
+    r"Cannot connect to the Docker daemon|error during connect|failed to receive status|error reading from server|"
+    r"transport is closing|connection reset by peer|EOF$"
+)
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+CLASSIC_STEP = re.compile(r"Step (\d+)/\d+ : (.*)")
+CLASSIC_NOISE = re.compile(r" ---> |Removing intermediate container ")
+BUILDKIT_LINE = re.compile(r"#(\d+) (?:(\[.*?\]) (.*)|(ERROR): .*|\d+\.\d+ (.*))")  # of one step, by its number
+BUILDKIT_PLACE = re.compile(r"(\S+):(\d+)$")
+BUILDKIT_PREFIX = re.compile(
+    r"^(ERROR: |failed to build: |failed to solve: |rpc error: code = \w+ desc = |failed to solve with frontend \S+: |"
+    r"failed to create LLB definition: )+"
+)
 
 
 class Request(Value, frozen=True, kw_only=True):
@@ -69,6 +82,14 @@ def check(engine: Engine, text: str, name: str) -> None:
         )
 
 
+class _StepError(Exception):
+    """A builder gave up: what it said, and of which step."""
+
+    def __init__(self, message: str, instruction: str, line: int | None, output: Iterable[str]) -> None:
+        super().__init__(message)
+        self.message, self.instruction, self.line, self.output = message, instruction, line, tuple(output)
+
+
 def build(engine: Engine, request: Request, *, say: Callable[[str], None], log: Path | None) -> None:
     """Build `request.tag` on the engine; every line of the builder goes to `say` and to `log`.
 
@@ -77,23 +98,18 @@ def build(engine: Engine, request: Request, *, say: Callable[[str], None], log: 
         EnvironmentUnfitError: the base cannot be had, or the engine refuses.
         EngineUnreachableError: the engine went away in the middle.
     """
-    tail: deque[str] = deque(maxlen=EVIDENCE_LINES)
-    with _log(log) as file:
-
-        def heard(line: str) -> None:
-            tail.append(line)
-            say(line)
+    lines = _with_buildx(engine, request) if buildx() else _classic(engine, request)
+    with _log(log) as file, contextlib.closing(lines):
+        try:
+            for line in lines:
+                say(line)
+                if file:
+                    file.write(line + "\n")
+                    file.flush()
+        except _StepError as failure:
             if file:
-                file.write(line + "\n")
-                file.flush()
-
-        lines = _with_buildx(engine, request) if buildx() else _classic(engine, request)
-        failure = ""
-        for line, is_failure in lines:
-            heard(line)
-            failure = line if is_failure else failure
-    if failure:
-        raise _error(failure, list(tail), request, log)
+                file.write(failure.message + "\n")
+            raise _error(failure, request, log) from None
 
 
 @contextlib.contextmanager
@@ -110,12 +126,12 @@ def _log(path: Path | None) -> Iterator[IO[str] | None]:
         yield file
 
 
-def _classic(engine: Engine, request: Request) -> Iterator[tuple[str, bool]]:
-    """(line, whether it is the failure) of a build by the engine itself."""
+def _classic(engine: Engine, request: Request) -> Generator[str, None, None]:
+    """The lines of a build by the engine itself."""
     options: dict[str, Any] = {}
     if request.platform.split("/")[:2] != engine.facts().platform.split("/")[:2]:
         options["platform"] = request.platform  # engines before 23 refuse the word without a need
-    step = ""
+    transcript = _Transcript(request.text)
     try:
         with translated("building the image"):
             stream = engine.client.api.build(
@@ -134,22 +150,77 @@ def _classic(engine: Engine, request: Request) -> Iterator[tuple[str, bool]]:
                 **options,
             )
             for event in stream:
-                for line in str(event.get("stream", "")).splitlines():
-                    if line.strip():
-                        step = line if line.startswith("Step ") else step
-                        yield line.rstrip(), False
-                if event.get("error") or event.get("errorDetail"):
-                    message = (event.get("errorDetail") or {}).get("message") or event["error"]
-                    yield f"{step.partition(' : ')[2]}: {message}" if step else message, True
-                    return
+                yield from transcript.lines(event)
     except EngineUnreachableError:
         raise
     except EnvironmentUnfitError as error:  # the engine refuses the request: a syntax error, for one
-        yield from ((line, True) for line in "\n".join(error.evidence).splitlines())
+        raise _StepError("\n".join(error.evidence), "", None, ()) from error
+    if not transcript.whole:  # an engine that is stopped ends the stream without a word
+        raise _engine_gone("its answer ends in the middle")
 
 
-def _with_buildx(engine: Engine, request: Request) -> Iterator[tuple[str, bool]]:
-    """(line, whether it is the failure) of a build by BuildKit, inside the same engine."""
+class _Transcript:
+    """The classic builder's answer, event by event."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text  # of the Dockerfile
+        self._step, self._instruction = 0, ""
+        self._output: deque[str] = deque(maxlen=OUTPUT_LINES)
+        self.whole = False  # it said that the image is there
+
+    def lines(self, event: dict[str, Any]) -> Iterator[str]:
+        """The lines of an event, without colours.
+
+        Raises:
+            _StepError: it tells that the build failed.
+        """
+        for raw in str(event.get("stream", "")).split("\n"):
+            line = COLOUR.sub("", raw).rstrip()
+            if begun := CLASSIC_STEP.match(line):
+                self._step, self._instruction = int(begun[1]), begun[2]
+                self._output.clear()
+            elif line and not CLASSIC_NOISE.match(line):
+                self._output.append(line)
+            self.whole = self.whole or line.startswith("Successfully built")
+            if line:
+                yield line
+        self.whole = self.whole or "ID" in (event.get("aux") or {})
+        if event.get("error") or event.get("errorDetail"):  # either may be missing, by the engine's age
+            message = (event.get("errorDetail") or {}).get("message") or event["error"]
+            line_number = dockerfile.line_of_step(self._text, self._step)
+            raise _StepError(message, self._instruction, line_number, self._output)
+
+
+def _with_buildx(engine: Engine, request: Request) -> Generator[str, None, None]:
+    """The lines of a build by BuildKit, inside the same engine."""
+    process = subprocess.Popen(
+        _buildx_command(request),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=_buildx_environment(engine),
+    )
+    assert process.stdin is not None  # noqa: S101 - both are pipes
+    assert process.stdout is not None  # noqa: S101
+    threading.Thread(target=_feed, args=(process.stdin, request.context), daemon=True).start()
+    heard: list[str] = []
+    try:
+        for raw in process.stdout:
+            line = COLOUR.sub("", raw.decode(errors="replace")).rstrip()
+            if line:
+                heard.append(line)
+                yield line
+        if process.wait():
+            raise _buildkit_error(heard, request)
+    finally:
+        if process.poll() is None:  # interrupted: the engine cancels a build whose client goes away
+            process.terminate()
+            process.wait()
+        process.stdout.close()
+
+
+def _buildx_command(request: Request) -> list[str]:
+    # `default` is the builder of DOCKER_HOST: any other could not see the images that this engine holds
     command = ["docker", "buildx", "build", "--builder=default", "--load", "--progress=plain", "--provenance=false"]
     command += [f"--tag={request.tag}", f"--file={request.dockerfile}", f"--platform={request.platform}"]
     command += [f"--build-arg={key}={value}" for key, value in request.build_args.items()]
@@ -157,29 +228,37 @@ def _with_buildx(engine: Engine, request: Request) -> Iterator[tuple[str, bool]]
     command += [f"--target={request.target}"] if request.target else []
     command += [f"--network={request.network}"] if request.network else []
     command += ["--no-cache"] if request.no_cache else []
-    # `default` is the builder of DOCKER_HOST: any other could not see the images that this engine holds
-    environment = {**os.environ, "DOCKER_HOST": engine.host_url, "BUILDKIT_COLORS": ""}
-    environment.pop("DOCKER_CONTEXT", None)
-    process = subprocess.Popen(
-        [*command, "-"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment
+    return [*command, "-"]
+
+
+def _buildx_environment(engine: Engine) -> dict[str, str]:
+    ours = {"DOCKER_HOST": engine.host_url, "NO_COLOR": "1"}
+    return {**{key: value for key, value in os.environ.items() if key != "DOCKER_CONTEXT"}, **ours}
+
+
+def _buildkit_error(heard: list[str], request: Request) -> _StepError:
+    """What failed, from the lines of BuildKit: `#7 [2/3] RUN x`, `#7 0.1 its output`, `#7 ERROR: ...`."""
+    names: dict[str, str] = {}
+    outputs: dict[str, list[str]] = {}
+    failed, line = "", None
+    for text in heard:
+        if found := BUILDKIT_LINE.match(text):
+            step, bracket, name, error, output = found.groups()
+            if bracket:
+                names.setdefault(step, f"{bracket} {name}" if bracket == "[internal]" else name)
+            elif error:
+                failed = step
+            else:
+                outputs.setdefault(step, []).append(output)
+        elif (place := BUILDKIT_PLACE.match(text)) and place[1] in (request.dockerfile, Path(request.dockerfile).name):
+            line = int(place[2])
+    instruction = names.get(failed, "")
+    return _StepError(
+        BUILDKIT_PREFIX.sub("", heard[-1]) if heard else "buildx ended without a word",
+        instruction,
+        line or dockerfile.line_of(request.text, instruction),
+        outputs.get(failed, [])[-OUTPUT_LINES:],
     )
-    assert process.stdin is not None  # noqa: S101 - both are pipes
-    assert process.stdout is not None  # noqa: S101
-    feeder = threading.Thread(target=_feed, args=(process.stdin, request.context), daemon=True)
-    feeder.start()
-    last = ""
-    try:
-        for raw in process.stdout:
-            line = raw.decode(errors="replace").rstrip()
-            if line:
-                last = line
-                yield line, False
-        if process.wait():
-            yield last, True
-    finally:
-        if process.poll() is None:  # interrupted: the engine cancels a build whose client goes away
-            process.terminate()
-            process.wait()
 
 
 def _feed(stdin: IO[bytes], context: bytes) -> None:
@@ -187,36 +266,26 @@ def _feed(stdin: IO[bytes], context: bytes) -> None:
         stdin.write(context)
 
 
-def _error(failure: str, tail: list[str], request: Request, log: Path | None) -> ReproError:
-    text = "\n".join(tail)
-    where = [f"log: {log}"] if log else []
-    if ENGINE_GONE.search(failure):
-        return EngineUnreachableError(
-            "the engine went away during the build", evidence=[failure], hints=["start it and repeat the command"]
-        )
-    if NO_BASE.search(failure) and not _installs(failure, text):
-        return EnvironmentUnfitError(
-            "a base image of the Dockerfile cannot be had",
-            evidence=[failure],
-            hints=["check its name, the network and `docker login`", "`repro doctor` tells what is reachable"],
-        )
-    if "dockerfile parse error" in failure.lower() or "unknown instruction" in failure.lower():
-        return BadInputError(f"{request.dockerfile} cannot be read", evidence=[failure])
-    line = _failing_line(failure, text, request)
-    place = f"{request.dockerfile}:{line}" if line else request.dockerfile
-    return BadInputError(
-        f"the image could not be built: {place} failed",
-        evidence=[*tail, *where],
-        hints=["correct the line, then repeat the command: finished steps are kept"],
+def _engine_gone(evidence: str) -> EngineUnreachableError:
+    return EngineUnreachableError(
+        "the engine went away during the build", evidence=[evidence], hints=["start it and repeat the command"]
     )
 
 
-def _installs(failure: str, text: str) -> bool:
-    """Whether the network failed inside a RUN rather than at a FROM."""
-    return "returned a non-zero code" in failure or "did not complete successfully" in text
-
-
-def _failing_line(failure: str, text: str, request: Request) -> int | None:
-    if named := re.search(r"^\S*Dockerfile\S*:(\d+)$", text, re.MULTILINE):  # BuildKit names it
-        return int(named[1])
-    return dockerfile.line_of(request.text, failure.partition(": ")[0])
+def _error(failure: _StepError, request: Request, log: Path | None) -> ReproError:
+    kind = failure.instruction.partition(" ")[0]
+    place = f"{request.dockerfile}:{failure.line}" if failure.line else request.dockerfile
+    where = [f"log: {log}"] if log else []
+    if ENGINE_GONE.search(failure.message) and kind != "RUN":
+        return _engine_gone(failure.message)
+    if NOT_TO_BE_HAD.search(failure.message) and kind != "RUN":
+        return EnvironmentUnfitError(
+            f"{place}: what it fetches cannot be had" if kind == "ADD" else f"{place}: a base image cannot be had",
+            evidence=[*filter(None, [failure.instruction]), failure.message, *where],
+            hints=["check its name, the network and `docker login`", "`repro doctor` tells what is reachable"],
+        )
+    return BadInputError(
+        f"the image could not be built: {place} failed",
+        evidence=[*filter(None, [failure.instruction]), *failure.output, failure.message, *where],
+        hints=["correct the line, then repeat the command: finished steps are kept"],
+    )

@@ -12,7 +12,7 @@ import os
 import re
 import stat
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -20,8 +20,10 @@ from repro.errors import BadInputError
 from repro.experiment import Value
 
 NEVER = frozenset({".git", "__pycache__", ".repro", ".venv"})
-INCLUDE = re.compile(r"^(?:-r|--requirement|-c|--constraint)(?:\s+|=)(\S+)")
-LOCAL = re.compile(r"^(?:(?:-e|--editable)(?:\s+|=))?(\.{1,2}(?:/[^\s;\[]*)?)(?:[\s;\[]|$)")
+COMMENT = re.compile(r"(^|\s)#.*$")  # pip's own
+INCLUDES = ("-r", "--requirement", "-c", "--constraint")
+LOCALS = ("-e", "--editable", "-f", "--find-links")
+ARCHIVES = (".whl", ".zip", ".tar.gz", ".tar.bz2", ".tgz")
 
 
 class ContextFile(Value, frozen=True, kw_only=True):
@@ -45,34 +47,56 @@ def read(root: Path, dockerfile: str, requirements: str | None, declared: Sequen
     Raises:
         BadInputError: one is missing, lies outside the project, or is of a kind that no context can hold.
     """
-    files = {dockerfile: _text(root, dockerfile, "image.dockerfile")}
+    first = _text(root, dockerfile, "`image.dockerfile`")
+    files = {first.path: first}
     if requirements is not None:
         files |= {file.path: file for file in _requirements(root, requirements, declared)}
+    found: dict[str, str] = {}
+    ignored = _ignored(root, dockerfile)
     for name in declared:
-        for file in _declared(root, name):
+        for path in _declared(root, name):
+            relative = path.relative_to(root).as_posix()
+            if ignored(relative):
+                continue
+            file = _file(root, path, relative)
+            if found.setdefault(file.path, relative) != relative:
+                raise BadInputError(
+                    f"{file.path} is there twice, under names that differ only in how Unicode spells their letters",
+                    hints=["rename one of them"],
+                )
             files.setdefault(file.path, file)  # text that was normalised stays so
     return tuple(sorted(files.values(), key=lambda file: file.path.encode()))
 
 
 def holds(files: Sequence[ContextFile], declared: Sequence[str], source: str) -> bool:
-    """Whether a COPY's source, with wildcards per folder level, names anything in the context."""
+    """Whether a COPY's source, with wildcards per folder level, is in the context: a file, or a folder as a whole."""
+    folders = [_normal(name) for name in declared]
     if source == ".":
-        return any(PurePosixPath(name) == PurePosixPath() for name in declared)  # it means the whole project
+        return "." in folders  # it means the whole project
     wanted = source.split("/")
     for file in files:
-        parts = file.path.split("/")[: len(wanted)]
-        if len(parts) == len(wanted) and all(map(fnmatch.fnmatchcase, parts, wanted)):
-            return True
+        parts = file.path.split("/")
+        if len(parts) < len(wanted) or not all(map(fnmatch.fnmatchcase, parts, wanted)):
+            continue
+        matched = "/".join(parts[: len(wanted)])
+        if matched == file.path or any(_below(matched, folder) for folder in folders):
+            return True  # of another folder only some files are here: a COPY of it would take less than it says
     return False
 
 
-def _text(root: Path, name: str, key: str) -> ContextFile:
-    path = _inside(root, name, key)
+def _below(path: str, folder: str) -> bool:
+    return folder in (".", path) or path.startswith(folder + "/")
+
+
+def _text(root: Path, name: str, named_by: str) -> ContextFile:
+    path = _inside(root, name, named_by)
+    if not _leads_inside(root, path):
+        raise BadInputError(f"{name} is a link out of the project", hints=["put the file itself there"])
     try:
         content = path.read_bytes()
     except OSError as error:
         raise BadInputError(
-            f"{name} cannot be read", evidence=[str(error)], hints=[f"make the file, or correct `{key}`"]
+            f"{name} cannot be read", evidence=[str(error)], hints=[f"make the file, or correct {named_by}"]
         ) from error
     content = content.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n")
     try:
@@ -85,71 +109,116 @@ def _text(root: Path, name: str, key: str) -> ContextFile:
 def _requirements(root: Path, first: str, declared: Sequence[str]) -> list[ContextFile]:
     """The file, and those that its -r and -c lines name, each once; names are relative to the file that has them."""
     found: dict[str, ContextFile] = {}
-    todo = [_normal(first)]
+    todo = [(_normal(first), "`image.requirements`")]
     while todo:
-        name = todo.pop()
+        name, named_by = todo.pop()
         if name in found:
             continue
-        found[name] = _text(root, name, "image.requirements")
+        found[name] = _text(root, name, named_by)
         folder = PurePosixPath(name).parent
-        for number, line in enumerate(found[name].content.decode().splitlines(), 1):
-            if include := INCLUDE.match(line.strip()):
-                if "://" not in include[1]:
-                    todo.append(_normal(os.path.normpath(folder / include[1])))
-            elif local := LOCAL.match(line.strip()):
-                path = _normal(os.path.normpath(folder / local[1]))
-                if not any(path == _normal(each) or path.startswith(_normal(each) + "/") for each in declared):
-                    raise BadInputError(
-                        f"{name}:{number} installs {local[1]}, which is not declared",
-                        evidence=[line.strip()],
-                        hints=[f"declare it: `image.context: [{', '.join([*declared, path])}]`, and COPY it"],
-                    )
+        for number, line in _logical_lines(found[name].content.decode()):
+            option, value = _option(line)
+            if option in INCLUDES and "://" not in value:
+                todo.append((_normal(folder / value), f"{name}:{number}"))
+            elif _is_local(option, value):
+                _require_declared(root, declared, folder, value, f"{name}:{number}")
     return list(found.values())
 
 
-def _declared(root: Path, name: str) -> Iterator[ContextFile]:
-    top = _inside(root, name, "image.context")
+def _logical_lines(text: str) -> Iterator[tuple[int, str]]:
+    """(number of the first line, line without its comment), with lines joined that end in a backslash."""
+    begun, first = "", 0
+    for number, line in enumerate([*text.splitlines(), ""], 1):
+        first = first if begun else number
+        begun += line
+        if begun.endswith("\\"):
+            begun = begun[:-1]
+            continue
+        yield first, COMMENT.sub("", begun).strip()
+        begun = ""
+
+
+def _option(line: str) -> tuple[str, str]:
+    """("-r", "more.txt") of an option line in any of its spellings; ("", requirement) of any other."""
+    for option in (*INCLUDES, *LOCALS):
+        rest = line.removeprefix(option)
+        if rest != line and (len(option) == 2 or rest[:1] in ("=", " ", "\t")):
+            return option, rest.lstrip("= \t").strip("\"'")
+    return "", re.split(r"[\s;\[]", line, maxsplit=1)[0]
+
+
+def _is_local(option: str, value: str) -> bool:
+    """Whether a line installs from a file or folder beside it; absolute paths are the image's own."""
+    if "://" in value or value.startswith(("/", "-", "git+")) or not value:
+        return False
+    if option in LOCALS:
+        return True
+    return not option and (value.startswith(".") or "/" in value or value.endswith(ARCHIVES))
+
+
+def _require_declared(root: Path, declared: Sequence[str], folder: PurePosixPath, value: str, where: str) -> None:
+    """pip takes such a path from the folder that it runs in, or from that of the file: either may be meant."""
+    value = value.partition("[")[0]
+    meant = [_normal(folder / value), _normal(value)]
+    folders = [_normal(each) for each in declared]
+    if not any(_below(path, each) for path in meant for each in folders):
+        path = next((each for each in meant if (root / each).exists()), meant[0])
+        raise BadInputError(
+            f"{where} installs {value}, which is not declared",
+            hints=[f"declare it: `image.context: [{', '.join([*declared, path])}]`, and COPY it"],
+        )
+
+
+def _declared(root: Path, name: str) -> Iterator[Path]:
+    top = _inside(root, name, "`image.context`")
     if not os.path.lexists(top):
         raise BadInputError(
             f"image.context names {name}, which does not exist",
             hints=[f"make it, or correct the list; it is looked for below {root}"],
         )
-    ignored = _ignored(root)
-    for path in _walk(top):
-        relative = path.relative_to(root).as_posix()
-        if not ignored(relative):
-            yield _file(root, path, relative)
+    yield from _walk(top)
 
 
 def _walk(top: Path) -> Iterator[Path]:
     if top.is_symlink() or not top.is_dir():
         yield top
         return
-    for entry in sorted(top.iterdir()):
+    try:
+        entries = sorted(top.iterdir())
+    except OSError as error:
+        raise BadInputError(f"{top} cannot be read", evidence=[str(error)]) from error
+    for entry in entries:
         if entry.name not in NEVER:
             yield from _walk(entry)
 
 
-def _ignored(root: Path) -> Any:
-    """What .dockerignore says, by the builder's own rules."""
+def _ignored(root: Path, dockerfile: str) -> Callable[[str], bool]:
+    """What .dockerignore (or the Dockerfile's own) says, by the builder's rules; these files themselves stay out.
+
+    A builder that found one in the context would apply it again, to the Dockerfile and the requirements too.
+    """
     from e2b_dockerfile_utils import PatternMatcher
 
-    try:
-        lines = (root / ".dockerignore").read_text(encoding="utf-8-sig").splitlines()
-    except OSError:
-        return lambda _path: False
-    patterns = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
-    try:
-        return PatternMatcher(patterns).matches
-    except ValueError as error:
-        raise BadInputError(".dockerignore cannot be read", evidence=[str(error)]) from error
+    names = (f"{_normal(dockerfile)}.dockerignore", ".dockerignore")
+    for name in names:
+        try:
+            lines = (root / name).read_text(encoding="utf-8-sig").splitlines()
+        except OSError:
+            continue
+        patterns = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+        try:
+            matcher = PatternMatcher(patterns)
+        except ValueError as error:
+            raise BadInputError(f"{name} cannot be read", evidence=[str(error)]) from error
+        return lambda path: path in names or bool(matcher.matches(path))
+    return names.__contains__
 
 
 def _file(root: Path, path: Path, relative: str) -> ContextFile:
     state = path.lstat()
     if stat.S_ISLNK(state.st_mode):
         target = os.readlink(path)  # noqa: PTH115 - the text of the link, not a path
-        if not (path.parent / target).resolve().is_relative_to(root.resolve()):
+        if Path(target).is_absolute() or not _leads_inside(root, path.parent / target):
             raise BadInputError(
                 f"{relative} is a link out of the project",
                 evidence=[f"-> {target}"],
@@ -165,12 +234,19 @@ def _file(root: Path, path: Path, relative: str) -> ContextFile:
     return ContextFile(path=_normal(relative), content=content, executable=bool(state.st_mode & stat.S_IXUSR))
 
 
-def _inside(root: Path, name: str, key: str) -> Path:
-    path = root / name
-    if Path(name).is_absolute() or not Path(os.path.normpath(path)).is_relative_to(root):
-        raise BadInputError(f"{key} names {name}, which is outside the project", hints=["copy it into the project"])
+def _inside(root: Path, name: str, named_by: str) -> Path:
+    path = Path(os.path.normpath(root / name))
+    folder = path if path == root else path.parent  # links on the way may lead out, too
+    if Path(name).is_absolute() or not path.is_relative_to(root) or not _leads_inside(root, folder):
+        raise BadInputError(
+            f"{named_by} names {name}, which is outside the project", hints=["copy it into the project"]
+        )
     return path
 
 
-def _normal(name: str) -> str:
+def _leads_inside(root: Path, path: Path) -> bool:
+    return path.resolve().is_relative_to(root.resolve())
+
+
+def _normal(name: str | PurePosixPath) -> str:
     return unicodedata.normalize("NFC", PurePosixPath(os.path.normpath(name)).as_posix())

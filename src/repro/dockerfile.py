@@ -1,4 +1,4 @@
-"""Dockerfile text -> what it copies from the context, and what it needs of a builder; pure.
+"""Dockerfile text -> what it takes from the context, and what it needs of a builder; pure.
 
 The parser is a port of BuildKit's own, so that this reads a Dockerfile as the builder will.
 """
@@ -6,21 +6,29 @@ The parser is a port of BuildKit's own, so that this reads a Dockerfile as the b
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from repro.errors import BadInputError
 from repro.experiment import Value
 
-URL = re.compile(r"^(https?|git|ssh|ftp)://|^git@|\.git(#|$)")
-SYNTAX = re.compile(r"^#\s*syntax\s*=\s*(\S+)", re.IGNORECASE | re.MULTILINE)
+URL = re.compile(r"^(https?|git|ssh|ftp)://|^git@")
+DIRECTIVE = re.compile(r"#\s*([A-Za-z][A-Za-z0-9]*)\s*=\s*(\S+)")
+
+# `--chmod` too: the classic builder refuses it with "the --chmod option requires BuildKit"
+BUILDKIT_FLAGS = {
+    "RUN": ("--mount", "--network", "--security", "--device"),
+    "COPY": ("--link", "--chmod", "--parents", "--exclude"),
+    "ADD": ("--link", "--chmod", "--checksum", "--keep-git-dir", "--exclude", "--unpack"),
+}
 
 
 class Copy(Value, frozen=True, kw_only=True):
-    """A COPY or ADD that takes files from the build context."""
+    """A COPY, ADD or `RUN --mount=type=bind` that takes files from the build context."""
 
     line: int
     text: str
-    sources: tuple[str, ...]  # relative to the context's root, wildcards as written
+    sources: tuple[str, ...]  # relative to the context's root, wildcards as written; what is not known keeps its `$`
 
 
 class Need(Value, frozen=True, kw_only=True):
@@ -30,24 +38,20 @@ class Need(Value, frozen=True, kw_only=True):
     what: str
 
 
-def local_copies(text: str, build_args: dict[str, str]) -> tuple[Copy, ...]:
-    """Every COPY and ADD from the context; variables are replaced where an ARG or ENV before it decides them.
+def local_copies(text: str, build_args: Mapping[str, str], target: str | None = None) -> tuple[Copy, ...]:
+    """What is taken from the context; variables are replaced where an ARG or ENV before it decides them.
+
+    Stages behind `target` are left out, as a builder leaves them out.
 
     Raises:
         BadInputError: this is no Dockerfile.
     """
     found = []
-    variables: dict[str, str] = {}
-    for instruction in _instructions(text):
-        name, arguments = instruction.name.upper(), list(instruction.args)
-        if name in ("ARG", "ENV"):
-            _define(variables, name, arguments, build_args)
-        if name not in ("COPY", "ADD") or any(flag.startswith("--from") for flag in instruction.flags):
-            continue
-        inline = {heredoc.name for heredoc in instruction.heredocs}
-        names = [argument for argument in arguments[:-1] if argument.lstrip("<-").strip("\"'") not in inline]
-        expanded = (_expanded(each, variables) for each in names)
-        sources = tuple(_normal(each) for each in expanded if not (name == "ADD" and URL.search(each)))
+    scope = _Scope(build_args)
+    for instruction in _until(target, _instructions(text)):
+        scope.enter(instruction)
+        sources = tuple(_normal(scope.expanded(source)) for source in _sources(instruction))
+        sources = tuple(each for each in sources if instruction.name != "ADD" or not URL.search(each))
         if sources:
             found.append(Copy(line=instruction.start_line, text=instruction.original.strip(), sources=sources))
     return tuple(found)
@@ -59,34 +63,33 @@ def needs_buildkit(text: str) -> Need | None:
     Raises:
         BadInputError: this is no Dockerfile.
     """
-    if directive := SYNTAX.match(text):
-        return Need(line=1, what=f"the frontend {directive[1]} (# syntax=)")
+    for number, line in enumerate(text.splitlines(), 1):
+        directive = DIRECTIVE.match(line)
+        if directive is None:  # directives stand in the first lines, or they are comments
+            break
+        if directive[1].lower() == "syntax":
+            return Need(line=number, what=f"the frontend {directive[2]} (# syntax=)")
     for instruction in _instructions(text):
-        name = instruction.name.upper()
         if instruction.heredocs:
-            return Need(line=instruction.start_line, what=f"a here-document in {name}")
+            return Need(line=instruction.start_line, what=f"a here-document in {instruction.name}")
         for flag in instruction.flags:
             option = flag.partition("=")[0]
-            if option in _BUILDKIT_FLAGS.get(name, ()):
-                return Need(line=instruction.start_line, what=f"{name} {option}")
+            if option in BUILDKIT_FLAGS.get(instruction.name, ()):
+                return Need(line=instruction.start_line, what=f"{instruction.name} {option}")
     return None
 
 
-# `--chmod` too: the classic builder refuses it with "the --chmod option requires BuildKit"
-_BUILDKIT_FLAGS = {
-    "RUN": ("--mount", "--network", "--security", "--device"),
-    "COPY": ("--link", "--chmod", "--parents", "--exclude"),
-    "ADD": ("--link", "--chmod", "--checksum", "--keep-git-dir", "--exclude", "--unpack"),
-}
+def line_of_step(text: str, step: int) -> int | None:
+    """The line of the step that the classic builder calls `Step N/M`: it counts every instruction."""
+    instructions = _instructions(text)
+    return int(instructions[step - 1].start_line) if 0 < step <= len(instructions) else None
 
 
 def line_of(text: str, instruction: str) -> int | None:
-    """The line of the Dockerfile where an instruction stands, as a builder prints it; None when it is not found."""
+    """The line where an instruction stands, by its text as BuildKit prints it; None when that is not found."""
     wanted = " ".join(instruction.split())
-    for each in _instructions(text):
-        if " ".join(each.original.split()) == wanted:
-            return int(each.start_line)
-    return None
+    found = (each.start_line for each in _instructions(text) if " ".join(each.original.split()) == wanted)
+    return next(found, None)
 
 
 def _instructions(text: str) -> list[Any]:
@@ -96,24 +99,86 @@ def _instructions(text: str) -> list[Any]:
         found = parse_dockerfile_ast(text).instructions
     except (DockerfileSyntaxError, ValueError) as error:
         raise BadInputError("the Dockerfile cannot be read", evidence=[str(error)]) from error
-    if not any(each.name.upper() == "FROM" for each in found):
+    if not any(each.name == "FROM" for each in found):
         raise BadInputError("the Dockerfile cannot be read: it has no FROM")
+    for each in found:
+        if each.name in ("COPY", "ADD") and len(each.args) < 2:  # the parser does not count; the builders do
+            evidence = f"line {each.start_line}: {each.original}"
+            raise BadInputError(f"the Dockerfile cannot be read: {each.name} without a target", evidence=[evidence])
     return list(found)
 
 
-def _define(variables: dict[str, str], name: str, arguments: list[str], build_args: dict[str, str]) -> None:
-    for argument in arguments:
-        key, separator, value = argument.partition("=")
-        if name == "ARG" and key in build_args:
-            variables[key] = build_args[key]
-        elif separator:
-            variables[key] = value.strip("\"'")
+def _until(target: str | None, instructions: list[Any]) -> Iterator[Any]:
+    stage, wanted = -1, False
+    for each in instructions:
+        if each.name == "FROM":
+            if wanted:
+                return
+            stage += 1
+            name = each.args[2].lower() if len(each.args) > 2 else ""
+            wanted = target is not None and target.lower() in (name, str(stage))
+        yield each
 
 
-def _expanded(word: str, variables: dict[str, str]) -> str:
-    return re.sub(r"\$\{(\w+)\}|\$(\w+)", lambda match: variables.get(match[1] or match[2], match[0]), word)
+def _sources(instruction: Any) -> Iterator[str]:
+    from e2b_dockerfile_utils import parse_heredoc
+
+    if instruction.name in ("COPY", "ADD"):
+        if not any(flag.startswith("--from=") for flag in instruction.flags):
+            yield from (word for word in instruction.args[:-1] if not parse_heredoc(word))
+    elif instruction.name == "RUN":
+        for flag in instruction.flags:
+            yield from _mounted(flag)
+
+
+def _mounted(flag: str) -> Iterator[str]:
+    """The source of `--mount=type=bind,source=...`, unless it comes from another stage or image."""
+    name, _, options = flag.partition("=")
+    if name == "--mount":
+        pairs = dict(option.partition("=")[::2] for option in options.split(","))
+        source = pairs.get("source") or pairs.get("src")
+        if pairs.get("type", "bind") == "bind" and "from" not in pairs and source:
+            yield source
+
+
+class _Scope:
+    """The variables that are known at a point of a Dockerfile; each stage has its own."""
+
+    def __init__(self, build_args: Mapping[str, str]) -> None:
+        self._given = build_args
+        self._global: dict[str, str] = {}  # of ARG before the first FROM
+        self._args = self._global
+        self._env: dict[str, str] = {}  # wins over ARG
+
+    def enter(self, instruction: Any) -> None:
+        """Take note of an instruction's variables."""
+        if instruction.name == "FROM":
+            self._args, self._env = {}, {}
+        elif instruction.name == "ENV":
+            triples = zip(instruction.args[::3], instruction.args[1::3], strict=False)  # key, value, "=" or ""
+            self._env |= {key: self.expanded(value) for key, value in triples}
+        elif instruction.name == "ARG":
+            for argument in instruction.args:
+                key, given, default = argument.partition("=")
+                if key in self._given:
+                    self._args[key] = self._given[key]
+                elif given:
+                    self._args[key] = self.expanded(default)
+                elif key in self._global:
+                    self._args[key] = self._global[key]
+
+    def expanded(self, word: str) -> str:
+        """A word as the builder sees it; what depends on unknown variables keeps its `$`."""
+        from e2b_dockerfile_utils import ShellLex
+
+        try:
+            return str(ShellLex("\\", env={**self._args, **self._env}).process_word(word))
+        except ValueError:
+            return word
 
 
 def _normal(source: str) -> str:
-    parts = [part for part in source.replace("\\ ", " ").split("/") if part not in ("", ".")]
+    if URL.search(source):
+        return source
+    parts = [part for part in source.split("/") if part not in ("", ".")]
     return "/".join(parts) or "."

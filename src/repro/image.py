@@ -28,8 +28,6 @@ from repro.project import cache_folder
 SCHEMA = 1
 SPEC_LABEL = "repro.spec"
 BASE_LABEL = "repro.base"
-BASE_ASKED_LABEL = "repro.base.asked"
-VARIANT_LABEL = "repro.variant"
 MANIFEST_LABEL = "repro.manifest"  # what the hash was made of, so that a difference can be explained later
 MANIFEST_LABEL_LIMIT = 8 << 10  # bytes; a context of more than some eighty files has none
 MTIME = 946_684_800  # 2000-01-01 UTC: of every file in a context, so that equal contexts are equal bytes
@@ -252,8 +250,6 @@ def _build(
     labels = {
         SPEC_LABEL: spec.digest,
         BASE_LABEL: bases.identity(spec.base, base),
-        BASE_ASKED_LABEL: spec.base,
-        VARIANT_LABEL: spec.variant,
     }
     if len(manifest := spec.canonical().decode()) <= MANIFEST_LABEL_LIMIT:
         labels[MANIFEST_LABEL] = manifest
