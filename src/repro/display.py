@@ -18,6 +18,7 @@ from repro.errors import ExitCode, ReproError
 
 FOLD = 6  # lines shown below a running step
 HEARTBEAT_SECONDS = 10.0
+APPEAR_SECONDS = 0.4
 
 
 class Display:
@@ -27,10 +28,14 @@ class Display:
         self.verbose = verbose
         self.stream = stream or sys.stderr
         self.live = self.stream.isatty() and not verbose
+        self.region: Any = None  # what the running step draws
 
     def line(self, text: str) -> None:
-        """One line, now."""
-        print(text, file=self.stream, flush=True)
+        """One line, now; above what a step has drawn."""
+        if self.region is None:
+            print(text, file=self.stream, flush=True)
+        else:
+            self.region.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def notice(self, text: str) -> None:
         """Something that the user should not miss."""
@@ -46,9 +51,12 @@ class Display:
         self.line(f"repro: {error}")
 
     @contextmanager
-    def step(self, name: str) -> Iterator[Step]:
-        """A step with a time: `step.say` for its progress, `step.detail` for its result."""
-        step = Step(self, name)
+    def step(self, name: str, *, fold: bool = True) -> Iterator[Step]:
+        """A step with a time: `step.say` for its progress, `step.detail` for its result.
+
+        Without `fold` nothing is shown below it: for a step that draws on the terminal by itself.
+        """
+        step = Step(self, name, live=self.live and fold)
         try:
             yield step
         except BaseException:
@@ -60,14 +68,24 @@ class Display:
 class Step:
     """One step of a command. Lines may come from another thread."""
 
-    def __init__(self, display: Display, name: str) -> None:
-        self.display, self.name = display, name
+    def __init__(self, display: Display, name: str, *, live: bool) -> None:
+        self.display, self.name, self.live = display, name, live
         self.detail = "done"
         self.begun = self.spoken = time.monotonic()
         self.tail: deque[str] = deque(maxlen=FOLD)
         self.partial = b""
         self.lock = threading.Lock()
-        self.region: Any = None
+        self.closed = False
+        # most steps are over before anybody could read of them, and drawing has to be imported first
+        self.appearance = threading.Timer(APPEAR_SECONDS, self._appear)
+        self.appearance.daemon = True
+        if live:
+            self.appearance.start()
+
+    @property
+    def seconds(self) -> float:
+        """Since its beginning."""
+        return time.monotonic() - self.begun
 
     def say(self, line: str) -> None:
         """One line of progress."""
@@ -75,11 +93,9 @@ class Step:
             self.tail.append(line)
             if self.display.verbose:
                 self.display.line(f"  | {line}")
-            elif self.display.live:
-                self._refresh()
-            elif time.monotonic() - self.spoken > HEARTBEAT_SECONDS:
+            elif not self.live and time.monotonic() - self.spoken > HEARTBEAT_SECONDS:
                 self.spoken = time.monotonic()
-                self.display.line(f"{self.name:<10} {self.spoken - self.begun:6.1f} s  {line}")
+                self.display.line(f"{self.name:<10} {self.seconds:6.1f} s  {line}")
 
     def output(self, chunk: bytes) -> None:
         """Raw output, in pieces that need not be lines."""
@@ -91,22 +107,41 @@ class Step:
         """The step is over; what was folded goes away."""
         if self.partial:
             self.output(b"\n")
-        if self.region is not None:
-            self.region.stop()
-        self.display.line(f"{self.name:<10} {time.monotonic() - self.begun:6.1f} s  {detail}")
+        self.appearance.cancel()
+        with self.lock:
+            self.closed = True
+            if self.display.region is not None:
+                self.display.region.stop()
+                self.display.region = None
+        self.display.line(f"{self.name:<10} {self.seconds:6.1f} s  {detail}")
 
-    def _refresh(self) -> None:
-        from rich.console import Console, Group
+    def _appear(self) -> None:
+        from rich.console import Console
         from rich.live import Live
         from rich.spinner import Spinner
+
+        spinner = Spinner("dots")
+        with self.lock:
+            if not self.closed:
+                console = Console(file=self.display.stream)
+                region = Live(
+                    console=console,
+                    transient=True,
+                    refresh_per_second=8,
+                    redirect_stdout=False,
+                    redirect_stderr=False,
+                    get_renderable=lambda: self._drawn(spinner),
+                )
+                region.start(refresh=True)
+                self.display.region = region
+
+    def _drawn(self, spinner: Any) -> Any:
+        from rich.console import Group
         from rich.text import Text
 
-        if self.region is None:
-            console = Console(file=self.display.stream)
-            self.region = Live(console=console, transient=True, refresh_per_second=8, redirect_stdout=False)
-            self.region.start()
-        lines = [Text(f"  {line}", style="dim", no_wrap=True, overflow="ellipsis") for line in self.tail]
-        self.region.update(Group(Spinner("dots", f"{self.name} {time.monotonic() - self.begun:.0f} s"), *lines))
+        spinner.update(text=f"{self.name} {self.seconds:.0f} s")
+        lines = [Text(f"  {line}", style="dim", no_wrap=True, overflow="ellipsis") for line in list(self.tail)]
+        return Group(spinner, *lines)
 
 
 def guarded(display: Display, action: Callable[[], int]) -> int:

@@ -157,7 +157,7 @@ class Session:
             return ()
         from repro import data
 
-        with self.display.step("data") as step:
+        with self.display.step("data", fold=False) as step:
             fetched = tuple(
                 data.fetch(
                     name,
