@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timezone
 from pathlib import Path
 
-from repro.engine import Engine
+from repro.engine import Engine, ImageFacts
 from repro.errors import ReproError
 from repro.experiment import Value
 from repro.image import SPEC_LABEL
@@ -52,7 +52,7 @@ def images(engine: Engine, runs: Path | None) -> tuple[Row, ...]:
     busy = engine.image_ids_in_use()
     rows = [
         Row(
-            tag=found.tags[0] if found.tags else found.id,
+            tag=_own_tag(found),
             id=found.id,
             spec=found.labels[SPEC_LABEL],
             size=found.size,
@@ -65,7 +65,15 @@ def images(engine: Engine, runs: Path | None) -> tuple[Row, ...]:
     return tuple(sorted(rows, key=lambda row: row.created, reverse=True))
 
 
+def _own_tag(image: ImageFacts) -> str:
+    """The tag that `repro` gave it: others are the user's, and stay."""
+    version = ":" + image.labels[SPEC_LABEL][:16]
+    return next((tag for tag in image.tags if tag.endswith(version)), image.tags[0] if image.tags else image.id)
+
+
 def _time(text: str) -> datetime:
+    if not text:  # images of the containerd store may have none
+        return datetime.fromtimestamp(0, tz=timezone.utc)
     return datetime.fromisoformat(text.partition(".")[0].rstrip("Z") + "+00:00")  # engines write nanoseconds
 
 

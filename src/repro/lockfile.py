@@ -43,13 +43,15 @@ def loads(text: str, name: str = "repro.lock") -> Lock:
         if version != VERSION:
             raise BadInputError(
                 f"{name} has lock-version {version}, and this repro reads {VERSION}",
-                hints=["update repro, or write the file anew with `repro rebuild`"],
+                hints=["update repro, or remove the file and write it anew with `repro rebuild`"],
             )
         return msgspec.convert({"images": raw.pop("image", {}), **raw}, Lock)
     except msgspec.MsgspecError as error:
-        raise BadInputError(f"{name} cannot be read", evidence=[str(error)], hints=["`repro rebuild`"]) from error
-    except ValueError as error:  # TOML's own
-        raise BadInputError(f"{name} is not valid TOML", evidence=[str(error)]) from error
+        raise BadInputError(
+            f"{name} cannot be read",
+            evidence=[str(error)],
+            hints=["correct it or take it from git again; or remove it, then `repro rebuild` writes it anew"],
+        ) from error
 
 
 def dumps(lock: Lock) -> str:
@@ -65,9 +67,11 @@ def read(path: Path) -> Lock:
         BadInputError: as `loads`.
     """
     try:
-        return loads(path.read_text(), str(path))
+        return loads(path.read_text(encoding="utf-8"), str(path))
     except FileNotFoundError:
         return Lock()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInputError(f"{path} cannot be read", evidence=[str(error)]) from error
 
 
 def note(path: Path, image: Image) -> None:
