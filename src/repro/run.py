@@ -71,7 +71,8 @@ def _job(session: Session, composed: config.Composed, flags: argparse.Namespace,
         print(report.as_json(plan))
         return ExitCode.OK
     record, folder = session.execute(plan, composed)
-    mlflow = session.tracked(record, folder)
+    # the jobs of a multirun do not wait for MLflow one after the other: it catches up by itself
+    mlflow = session.tracked(record, folder, 0.0 if composed.sweep else composed.experiment.tracking.wait)
     metrics = journal.latest(folder)
     if record.started and record.started.gpus != "none" and journal.tags(folder).get(FRAMEWORK_GPUS) == "0":
         display.notice("the container had GPUs, but the experiment's framework saw none: does the image hold CUDA?")
@@ -197,6 +198,7 @@ class Session:
             ),
             image_env=facts.env if facts else (),
             inputs=inputs,
+            notices=_notices(experiment.image, made),
             data=self.data(experiment),
             engine=self.facts,
         )
@@ -252,11 +254,11 @@ class Session:
             self._follower = Follower.start(self.project, uri)
         return self._follower
 
-    def tracked(self, record: Record, folder: RunFolder) -> str:
-        """What to tell the user of MLflow, after the short while that a run waits for it."""
+    def tracked(self, record: Record, folder: RunFolder, seconds: float) -> str:
+        """What to tell the user of MLflow, after waiting for it for at most `seconds`."""
         if self._follower is None or record.planned.tracking_uri is None:
             return "off"
-        replies = self._follower.wait(record.planned.config["tracking"]["wait"], folder)
+        replies = self._follower.wait(seconds, folder)
         for reply in replies:
             for remark in reply.remarks:
                 self.display.notice(f"MLflow: {remark}")
@@ -271,6 +273,12 @@ class Session:
         """Let go of what the session holds; the follower finishes by itself."""
         if self._follower:
             self._follower.close()
+
+
+def _notices(wanted: ImageConfig, made: image.Image) -> tuple[str, ...]:
+    if wanted.bootstrap or "@sha256:" in wanted.base:
+        return ()
+    return (f"floating base: {wanted.base} is a name that may move; this image was built on {made.base_resolved}",)
 
 
 if __name__ == "__main__":
