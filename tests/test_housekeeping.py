@@ -56,3 +56,14 @@ def test_force_takes_what_runs_and_the_lock_need_but_never_what_a_container_uses
 
 def test_a_plan_is_json() -> None:
     assert b'"removed":[{"tag":' in msgspec.json.encode(plan_prune([ROW], Lock()))
+
+
+def test_what_the_lock_names_stays_and_other_builds_of_it_go() -> None:
+    older = row(id="sha256:0", tag="sha256:0")
+    plan = plan_prune([older, ROW], LOCK)
+    assert (plan.removed, [each.tag for each in plan.kept]) == ((older,), [ROW.tag])
+
+
+def test_where_the_locked_image_is_gone_another_build_of_its_spec_stays() -> None:
+    other = row(id="sha256:2")
+    assert plan_prune([other], LOCK).removed == ()

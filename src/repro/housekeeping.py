@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
 from repro.engine import Engine, ImageFacts
-from repro.errors import ReproError
+from repro.errors import EngineUnreachableError, EnvironmentUnfitError, ReproError
 from repro.experiment import Value
 from repro.image import SPEC_LABEL
 from repro.lockfile import Lock
 from repro.record import folders
+
+TIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.\d+)?(Z|[+-]\d\d:\d\d)?$")
+UNKNOWN = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 
 class Row(Value, frozen=True, kw_only=True):
@@ -72,32 +76,48 @@ def _own_tag(image: ImageFacts) -> str:
 
 
 def _time(text: str) -> datetime:
-    if not text:  # images of the containerd store may have none
-        return datetime.fromtimestamp(0, tz=timezone.utc)
-    return datetime.fromisoformat(text.partition(".")[0].rstrip("Z") + "+00:00")  # engines write nanoseconds
+    """When an engine says that it was; engines write nanoseconds, or nothing at all."""
+    found = TIME.match(text)
+    return datetime.fromisoformat(f"{found[1]}{(found[2] or 'Z').replace('Z', '+00:00')}") if found else UNKNOWN
 
 
 def plan_prune(rows: Sequence[Row], lock: Lock, *, force: bool = False) -> Plan:
     """What can go: nothing that a container, a recorded run or the lock needs; with `force`, all but the first."""
-    locked = {entry.id: variant for variant, entry in lock.images.items()}
+    here = {row.id for row in rows}
+    # where the very image is gone, another build of its spec is the next best
+    locked = {entry.id if entry.id in here else entry.spec: name for name, entry in lock.images.items()}
     removed, kept = [], []
     for row in rows:
         if row.in_use:
             kept.append(Kept(tag=row.tag, why="a container uses it"))
         elif row.runs and not force:
-            kept.append(Kept(tag=row.tag, why=f"{len(row.runs)} recorded runs need it, the last {row.runs[-1]}"))
-        elif row.id in locked and not force:
-            kept.append(Kept(tag=row.tag, why=f"repro.lock names it for {locked[row.id]}"))
+            count = f"{len(row.runs)} recorded runs need" if len(row.runs) > 1 else "a recorded run needs"
+            kept.append(Kept(tag=row.tag, why=f"{count} it, the last {row.runs[-1]}"))
+        elif not force and (variant := locked.get(row.id) or locked.get(row.spec)):
+            kept.append(Kept(tag=row.tag, why=f"repro.lock names it for {variant}"))
         else:
             removed.append(row)
     return Plan(removed=tuple(removed), kept=tuple(kept))
 
 
 def prune(engine: Engine, plan: Plan) -> None:
-    """Remove what the plan says.
+    """Remove what the plan says; what the engine will not give up does not keep the rest.
 
     Raises:
-        EnvironmentUnfitError: the engine refuses one of them.
+        EngineUnreachableError: it went away.
+        EnvironmentUnfitError: the engine refused some; the others are gone.
     """
+    refused = []
     for row in plan.removed:
-        engine.remove_image(row.tag)
+        try:
+            engine.remove_image(row.tag)
+        except EngineUnreachableError:
+            raise
+        except EnvironmentUnfitError as error:
+            refused.append(f"{row.tag}: {' '.join(error.evidence)}")
+    if refused:
+        raise EnvironmentUnfitError(
+            f"{len(refused)} of {len(plan.removed)} images could not be removed",
+            evidence=refused,
+            hints=["`docker image ls` and `docker ps --all` show what stands on them"],
+        )

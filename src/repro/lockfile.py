@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import msgspec
@@ -9,6 +10,7 @@ import msgspec
 from repro.errors import BadInputError, EnvironmentUnfitError, RefusedError
 from repro.experiment import Value
 from repro.image import Image, ImageSpec
+from repro.project import cache_folder
 from repro.record import write_atomic
 
 VERSION = 1
@@ -75,21 +77,32 @@ def read(path: Path) -> Lock:
 
 
 def note(path: Path, image: Image) -> None:
-    """Write down an image; the file is replaced only when that changes it.
+    """Write down an image; the file is replaced only when that changes it. One process at a time.
 
     Raises:
         BadInputError, EnvironmentUnfitError: the file there cannot be read, or not be written.
     """
-    before = read(path)
+    import filelock
+
+    folder = cache_folder() / "locks"
+    name = hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:32]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(folder / f"lockfile-{name}.lock"):
+            before = read(path)
+            after = updated(before, image)
+            if after != before or not path.exists():
+                write_atomic(path, dumps(after).encode())
+    except OSError as error:
+        raise EnvironmentUnfitError(f"{path} cannot be written", evidence=[str(error)]) from error
+
+
+def updated(lock: Lock, image: Image) -> Lock:
+    """The lock with this image for its variant."""
     entry = LockedImage(
         spec=image.spec, base=image.base, base_resolved=image.base_resolved, id=image.id, platform=image.platform
     )
-    after = Lock(images={**before.images, image.variant: entry})
-    if after != before or not path.exists():
-        try:
-            write_atomic(path, dumps(after).encode())
-        except OSError as error:
-            raise EnvironmentUnfitError(f"{path} cannot be written", evidence=[str(error)]) from error
+    return Lock(images={**lock.images, image.variant: entry})
 
 
 def conflicts(lock: Lock, spec: ImageSpec, image: Image | None = None) -> list[str]:
