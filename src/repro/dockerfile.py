@@ -14,6 +14,7 @@ from repro.experiment import Value
 
 URL = re.compile(r"^(https?|git|ssh|ftp)://|^git@")
 DIRECTIVE = re.compile(r"#\s*([A-Za-z][A-Za-z0-9]*)\s*=\s*(\S+)")
+PREDEFINED = re.compile(r"(TARGET|BUILD)(PLATFORM|OS|ARCH|VARIANT)|.*_proxy|SOURCE_DATE_EPOCH", re.IGNORECASE)
 
 # `--chmod` too: the classic builder refuses it with "the --chmod option requires BuildKit"
 BUILDKIT_FLAGS = {
@@ -164,8 +165,8 @@ class _Scope:
                     self._args[key] = self._given[key]
                 elif given:
                     self._args[key] = self.expanded(default)
-                elif key in self._global:
-                    self._args[key] = self._global[key]
+                elif not PREDEFINED.match(key):  # a builder gives these values that we do not know
+                    self._args[key] = self._global.get(key, "")
 
     def expanded(self, word: str) -> str:
         """A word as the builder sees it; what depends on unknown variables keeps its `$`."""
