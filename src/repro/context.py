@@ -215,6 +215,10 @@ def _ignored(root: Path, dockerfile: str) -> Callable[[str], bool]:
 
 
 def _file(root: Path, path: Path, relative: str) -> ContextFile:
+    try:
+        relative.encode()
+    except UnicodeEncodeError as error:
+        raise BadInputError(f"{relative!a} is a name that is not UTF-8", hints=["rename it"]) from error
     state = path.lstat()
     if stat.S_ISLNK(state.st_mode):
         target = os.readlink(path)  # noqa: PTH115 - the text of the link, not a path
