@@ -70,7 +70,7 @@ def read(root: Path, dockerfile: str, requirements: str | None, declared: Sequen
 
 def holds(files: Sequence[ContextFile], declared: Sequence[str], source: str) -> bool:
     """Whether a COPY's source, with wildcards per folder level, is in the context: a file, or a folder as a whole."""
-    folders = [_normal(name) for name in declared]
+    folders = [normal(name) for name in declared]
     if source == ".":
         return "." in folders  # it means the whole project
     wanted = source.split("/")
@@ -103,13 +103,13 @@ def _text(root: Path, name: str, named_by: str) -> ContextFile:
         content.decode()
     except UnicodeDecodeError as error:
         raise BadInputError(f"{name} is no UTF-8 text", evidence=[str(error)]) from error
-    return ContextFile(path=_normal(name), content=content)
+    return ContextFile(path=normal(name), content=content)
 
 
 def _requirements(root: Path, first: str, declared: Sequence[str]) -> list[ContextFile]:
     """The file, and those that its -r and -c lines name, each once; names are relative to the file that has them."""
     found: dict[str, ContextFile] = {}
-    todo = [(_normal(first), "`image.requirements`")]
+    todo = [(normal(first), "`image.requirements`")]
     while todo:
         name, named_by = todo.pop()
         if name in found:
@@ -119,7 +119,7 @@ def _requirements(root: Path, first: str, declared: Sequence[str]) -> list[Conte
         for number, line in _logical_lines(found[name].content.decode()):
             option, value = _option(line)
             if option in INCLUDES and "://" not in value:
-                todo.append((_normal(folder / value), f"{name}:{number}"))
+                todo.append((normal(folder / value), f"{name}:{number}"))
             elif _is_local(option, value):
                 _require_declared(root, declared, folder, value, f"{name}:{number}")
     return list(found.values())
@@ -159,8 +159,8 @@ def _is_local(option: str, value: str) -> bool:
 def _require_declared(root: Path, declared: Sequence[str], folder: PurePosixPath, value: str, where: str) -> None:
     """pip takes such a path from the folder that it runs in, or from that of the file: either may be meant."""
     value = value.partition("[")[0]
-    meant = [_normal(folder / value), _normal(value)]
-    folders = [_normal(each) for each in declared]
+    meant = [normal(folder / value), normal(value)]
+    folders = [normal(each) for each in declared]
     if not any(_below(path, each) for path in meant for each in folders):
         path = next((each for each in meant if (root / each).exists()), meant[0])
         raise BadInputError(
@@ -199,7 +199,7 @@ def _ignored(root: Path, dockerfile: str) -> Callable[[str], bool]:
     """
     from e2b_dockerfile_utils import PatternMatcher
 
-    names = (f"{_normal(dockerfile)}.dockerignore", ".dockerignore")
+    names = (f"{normal(dockerfile)}.dockerignore", ".dockerignore")
     for name in names:
         try:
             lines = (root / name).read_text(encoding="utf-8-sig").splitlines()
@@ -228,14 +228,14 @@ def _file(root: Path, path: Path, relative: str) -> ContextFile:
                 evidence=[f"-> {target}"],
                 hints=["put the file itself there"],
             )
-        return ContextFile(path=_normal(relative), link=unicodedata.normalize("NFC", target))
+        return ContextFile(path=normal(relative), link=unicodedata.normalize("NFC", target))
     if not stat.S_ISREG(state.st_mode):
         raise BadInputError(f"{relative} is neither a file, a folder nor a link", hints=["list it in .dockerignore"])
     try:
         content = path.read_bytes()
     except OSError as error:
         raise BadInputError(f"{relative} cannot be read", evidence=[str(error)]) from error
-    return ContextFile(path=_normal(relative), content=content, executable=bool(state.st_mode & stat.S_IXUSR))
+    return ContextFile(path=normal(relative), content=content, executable=bool(state.st_mode & stat.S_IXUSR))
 
 
 def _inside(root: Path, name: str, named_by: str) -> Path:
@@ -252,5 +252,6 @@ def _leads_inside(root: Path, path: Path) -> bool:
     return path.resolve().is_relative_to(root.resolve())
 
 
-def _normal(name: str | PurePosixPath) -> str:
+def normal(name: str | PurePosixPath) -> str:
+    """The one spelling of a path below the project: no `./`, no `//`, Unicode NFC."""
     return unicodedata.normalize("NFC", PurePosixPath(os.path.normpath(name)).as_posix())

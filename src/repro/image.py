@@ -56,13 +56,18 @@ class ImageSpec(Value, frozen=True, kw_only=True):
         Raises:
             BadInputError: a file is missing, cannot be part of a context, or the Dockerfile copies undeclared ones.
         """
+        for argument, key in (("BASE_IMAGE", "image.base"), ("REQUIREMENTS", "image.requirements")):
+            if argument in config.build_args:  # the base that is recorded would not be the one that is built on
+                raise BadInputError(
+                    f"image.build_args sets {argument}, which follows from {key}", hints=[f"set {key} instead"]
+                )
         spec = cls(
             name=config.name,
             variant=config.variant,
             base=config.base,
             bootstrap=config.bootstrap,
-            dockerfile=config.dockerfile,
-            requirements=config.requirements,
+            dockerfile=context.normal(config.dockerfile),
+            requirements=None if config.requirements is None else context.normal(config.requirements),
             declared=config.context,
             files=context.read(root, config.dockerfile, config.requirements, config.context),
             build_args=config.build_args,
