@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from repro.project import Project
-from tests.engine_fixtures import debian_base, engine  # noqa: F401 - fixtures
+from tests.engine_fixtures import any_builder, buildx, buildx_config, debian_base, engine, no_buildx  # noqa: F401
 
 GIT_IDENTITY = {
     "GIT_AUTHOR_NAME": "A",
@@ -64,6 +64,26 @@ def commit(root: Path) -> str:
     subprocess.run(["git", "-C", str(root), "commit", "-qm", "work", "--allow-empty"], check=True)
     answer = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], check=True, capture_output=True, text=True)
     return answer.stdout.strip()
+
+
+@pytest.fixture
+def lab(project: Project, debian_base: str) -> Project:
+    """The project with an image that is built in a second: the bare Debian base, with Python and a shell in it."""
+    use_base(project, debian_base)
+    logged = "repro-log step=1 loss=0.5; repro-log step=2 loss=0.25"
+    script(project, "toy.sh", f"echo hello; {logged}; echo 42 > $REPRO_OUTPUTS/x")
+    return project
+
+
+def use_base(project: Project, base: str) -> None:
+    """Let the default variant start from `base`."""
+    (project.conf / "image").mkdir(exist_ok=True)
+    (project.conf / "image" / "tensorflow.yaml").write_text(f"variant: tensorflow\nbase: {base}\n")
+
+
+def script(project: Project, name: str, text: str) -> None:
+    """A file of the project's."""
+    (project.root / name).write_text(text + "\n")
 
 
 @pytest.fixture

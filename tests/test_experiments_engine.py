@@ -15,24 +15,13 @@ import pytest
 
 from repro.project import Project
 from repro.record import Record, RunFolder, folders
-from tests.conftest import commit
-from tests.test_run_engine import latest, script, use_base
+from tests.conftest import commit, script
+from tests.test_run_engine import latest
 
 pytestmark = [pytest.mark.engine, pytest.mark.tracking]
 
 ROOT = Path(__file__).parents[1]
 Repro = Callable[..., "subprocess.CompletedProcess[str]"]
-
-
-@pytest.fixture
-def lab(project: Project, debian_base: str) -> Project:
-    use_base(project, debian_base)
-    script(
-        project,
-        "toy.sh",
-        "echo hello; repro-log step=1 loss=0.5; repro-log step=2 loss=0.25; echo 42 > $REPRO_OUTPUTS/x",
-    )
-    return project
 
 
 def client(project: Project) -> Any:

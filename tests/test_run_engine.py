@@ -19,36 +19,11 @@ import pytest
 from repro.engine import connect
 from repro.project import Project
 from repro.record import Record, RunFolder, folders
-from tests.conftest import commit, write_experiment
+from tests.conftest import commit, script, write_experiment
 
 pytestmark = pytest.mark.engine
 
 Repro = Callable[..., "subprocess.CompletedProcess[str]"]
-
-
-@pytest.fixture
-def lab(project: Project, debian_base: str) -> Project:
-    """A project whose image is the bare Debian base: built in a second, with Python and a shell in it."""
-    use_base(project, debian_base)
-    script(
-        project,
-        "toy.sh",
-        "echo hello; repro-log step=1 loss=0.5; repro-log step=2 loss=0.25; echo 42 > $REPRO_OUTPUTS/x",
-    )
-    return project
-
-
-def use_base(project: Project, base: str) -> None:
-    (project.conf / "image").mkdir(exist_ok=True)
-    (project.conf / "image" / "tensorflow.yaml").write_text(f"variant: tensorflow\nbase: {base}\n")
-
-
-def script(project: Project, name: str, text: str) -> None:
-    (project.root / name).write_text(text + "\n")
-
-
-def experiment(project: Project, name: str, command: str, more: str = "") -> None:
-    write_experiment(project.root, name, command, more)
 
 
 def latest(project: Project) -> tuple[Record, RunFolder]:
@@ -182,7 +157,7 @@ def _no_data(lab: Project) -> None:
     (lab.conf / "data" / "lost.yaml").write_text(
         f"lost:\n  files: {{a.gz: {'a' * 64}}}\n  sources: [http://127.0.0.1:9/]\n"
     )
-    experiment(lab, "toy", "[sh]", "defaults: [{override /data: lost}]\n")
+    write_experiment(lab.root, "toy", "[sh]", "defaults: [{override /data: lost}]\n")
 
 
 def _other_bytes(lab: Project) -> None:
@@ -284,12 +259,12 @@ def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
 
 
 def test_limits_end_a_run_with_their_own_names(lab: Project, repro: Repro) -> None:
-    experiment(lab, "greedy", "[python3, -c, \"x = 'a' * (1 << 30)\"]")
+    write_experiment(lab.root, "greedy", "[python3, -c, \"x = 'a' * (1 << 30)\"]")
     done = repro("run", "experiment=greedy", "tracking.enabled=false", "resources.memory=64m")
     assert done.returncode == 1
     assert latest(lab)[0].state == "oom"
     assert "raise resources.memory" in done.stderr
-    experiment(lab, "slow", "[sleep, '60']")
+    write_experiment(lab.root, "slow", "[sleep, '60']")
     done = repro("run", "experiment=slow", "tracking.enabled=false", "resources.time_limit=1.0")
     assert done.returncode == 1
     assert latest(lab)[0].state == "timeout"

@@ -11,8 +11,9 @@ import pytest
 
 from repro.project import Project
 from repro.record import folders
+from tests.conftest import script
 from tests.second_engine import SecondEngine, second_engine
-from tests.test_run_engine import begun, latest, script, start, use_base, wait_for
+from tests.test_run_engine import begun, latest, start, wait_for
 
 pytestmark = [pytest.mark.engine, pytest.mark.gpu_shim]
 
@@ -28,10 +29,10 @@ def gpu_engine(debian_base: str) -> Iterator[SecondEngine]:
 
 
 @pytest.fixture
-def lab(project: Project, debian_base: str) -> Project:
-    use_base(project, debian_base)
-    script(project, "toy.sh", "echo gpus=${NVIDIA_VISIBLE_DEVICES-unset}")
-    return project
+def lab(lab: Project) -> Project:
+    """The project, with an experiment that tells which GPUs it was given."""
+    script(lab, "toy.sh", "echo gpus=${NVIDIA_VISIBLE_DEVICES-unset}")
+    return lab
 
 
 @pytest.mark.parametrize(
