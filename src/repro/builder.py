@@ -228,7 +228,9 @@ def _buildx_command(request: Request) -> list[str]:
     command += [f"--target={request.target}"] if request.target else []
     command += [f"--network={request.network}"] if request.network else []
     command += ["--no-cache"] if request.no_cache else []
-    return [*command, "-"]
+    # on Linux the build ends with us even where we are killed: it would go on, and give its result a tag, if its steps
+    # print nothing that finds the pipe closed
+    return [*(["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []), *command, "-"]
 
 
 def _buildx_environment(engine: Engine) -> dict[str, str]:
