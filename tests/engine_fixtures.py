@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import filelock
@@ -72,10 +71,10 @@ def no_buildx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(params=["classic", "buildx"])
-def any_builder(request: pytest.FixtureRequest) -> Iterator[str]:
+def any_builder(request: pytest.FixtureRequest) -> str:
     """Each builder in turn; its name."""
     request.getfixturevalue("buildx" if request.param == "buildx" else "no_buildx")
-    yield request.param
+    return str(request.param)
 
 
 def _fetch_buildx(folder: Path, plugin: Path) -> None:
@@ -89,7 +88,8 @@ def _fetch_buildx(folder: Path, plugin: Path) -> None:
     (folder / "etc" / "sources.list").write_text(f"deb [signed-by={KEYRING}] {mirror[0]} {BUILDX_SUITE} main\n")
     (folder / "apt.conf").write_text(
         f'Dir::State "{folder}/state"; Dir::State::status "{folder}/state/status"; Dir::Cache "{folder}/cache";\n'
-        f'Dir::Etc::sourcelist "{folder}/etc/sources.list"; Dir::Etc::sourceparts "-"; Dir::Etc::preferencesparts "-";\n'
+        f'Dir::Etc::sourcelist "{folder}/etc/sources.list"; Dir::Etc::sourceparts "-";\n'
+        'Dir::Etc::preferencesparts "-";\n'
         'APT::Sandbox::User "";\n'
     )
     environment = {**os.environ, "APT_CONFIG": str(folder / "apt.conf")}

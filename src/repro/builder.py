@@ -155,6 +155,8 @@ def _classic(engine: Engine, request: Request) -> Generator[str, None, None]:
         raise
     except EnvironmentUnfitError as error:  # the engine refuses the request: a syntax error, for one
         raise _StepError("\n".join(error.evidence), "", None, ()) from error
+    if transcript.failure:  # raised only here: a stream that is read to its end closes its connection
+        raise transcript.failure
     if not transcript.whole:  # an engine that is stopped ends the stream without a word
         raise _engine_gone("its answer ends in the middle")
 
@@ -167,13 +169,10 @@ class _Transcript:
         self._step, self._instruction = 0, ""
         self._output: deque[str] = deque(maxlen=OUTPUT_LINES)
         self.whole = False  # it said that the image is there
+        self.failure: _StepError | None = None  # it said that it gave up
 
     def lines(self, event: dict[str, Any]) -> Iterator[str]:
-        """The lines of an event, without colours.
-
-        Raises:
-            _StepError: it tells that the build failed.
-        """
+        """The lines of an event, without colours."""
         for raw in str(event.get("stream", "")).split("\n"):
             line = COLOUR.sub("", raw).rstrip()
             if begun := CLASSIC_STEP.match(line):
@@ -188,7 +187,7 @@ class _Transcript:
         if event.get("error") or event.get("errorDetail"):  # either may be missing, by the engine's age
             message = (event.get("errorDetail") or {}).get("message") or event["error"]
             line_number = dockerfile.line_of_step(self._text, self._step)
-            raise _StepError(message, self._instruction, line_number, self._output)
+            self.failure = _StepError(message, self._instruction, line_number, self._output)
 
 
 def _with_buildx(engine: Engine, request: Request) -> Generator[str, None, None]:
