@@ -67,7 +67,7 @@ def commit(root: Path) -> str:
 
 
 @pytest.fixture
-def lab(project: Project, debian_base: str) -> Project:
+def lab(project: Project, debian_base: str) -> Project:  # noqa: F811 - the fixture imported above
     """The project with an image that is built in a second: the bare Debian base, with Python and a shell in it."""
     use_base(project, debian_base)
     logged = "repro-log step=1 loss=0.5; repro-log step=2 loss=0.25"
