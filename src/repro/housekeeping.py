@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -12,9 +15,11 @@ from repro.errors import EngineUnreachableError, EnvironmentUnfitError, ReproErr
 from repro.experiment import Value
 from repro.image import SPEC_LABEL
 from repro.lockfile import Lock
-from repro.record import folders
+from repro.project import cache_folder
+from repro.record import folders, write_atomic
 
 TIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.\d+)?(Z|[+-]\d\d:\d\d)?$")
+REMEMBERED = "runs"  # in the cache folder: a file for each folder with runs that any project has used
 UNKNOWN = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 
@@ -44,10 +49,31 @@ class Plan(Value, frozen=True, kw_only=True):
     kept: tuple[Kept, ...]
 
 
+def remember(runs: Path) -> None:
+    """Let the runs of this folder count, whichever project asks: all projects of a machine share its images."""
+    place = str(runs.absolute())
+    with contextlib.suppress(OSError):  # a cache that cannot be written has been complained about before
+        folder = cache_folder() / REMEMBERED
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / hashlib.sha256(os.fsencode(place)).hexdigest()[:32]
+        if not file.exists():
+            write_atomic(file, os.fsencode(place))
+
+
+def _remembered() -> Iterator[Path]:
+    for file in sorted((cache_folder() / REMEMBERED).glob("[0-9a-f]*")):
+        with contextlib.suppress(OSError):
+            yield Path(os.fsdecode(file.read_bytes()))
+
+
 def images(engine: Engine, runs: Path | None) -> tuple[Row, ...]:
-    """The images on the engine that `repro` built, newest first, with the runs recorded in `runs` that used them."""
+    """The images on the engine that `repro` built, newest first, with the recorded runs that used them.
+
+    Those recorded in `runs`, and in every folder that was ever remembered.
+    """
     used: dict[str, list[str]] = {}
-    for folder in folders(runs) if runs else ():
+    places = dict.fromkeys([*([runs.absolute()] if runs else []), *_remembered()])
+    for folder in (folder for place in places for folder in folders(place)):
         try:
             planned = folder.read().planned
         except ReproError:  # a record of another version: it may need an image, but cannot say which
@@ -61,7 +87,7 @@ def images(engine: Engine, runs: Path | None) -> tuple[Row, ...]:
             spec=found.labels[SPEC_LABEL],
             size=found.size,
             created=_time(found.created),
-            runs=tuple(used.get(found.id, ())),
+            runs=tuple(sorted(used.get(found.id, ()))),
             in_use=found.id in busy,
         )
         for found in engine.images(SPEC_LABEL)

@@ -180,7 +180,7 @@ class Session:
         spec, made = self.image(experiment.image)
         inputs = spec.recipe()
         if self.project.lock.is_file():
-            inputs[self.project.lock.name] = self.project.lock.read_text()
+            inputs[self.project.lock.name] = self.project.lock.read_text(encoding="utf-8", errors="replace")
         facts = self.engine.image(made.id)
         ingredients = planning.Ingredients(
             code=snapshot.code(),
