@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import datetime, timezone
+from pathlib import Path
 
 import msgspec
 import pytest
 
+from repro import housekeeping, image
+from repro.engine import Engine
+from repro.errors import EnvironmentUnfitError
+from repro.experiment import ImageConfig
 from repro.housekeeping import Row, plan_prune
+from repro.image import Image
 from repro.lockfile import Lock, LockedImage
+from repro.project import Project
+from repro.record import Code, Host, ImageUsed, Planned, Record, RunFolder
 
 ROW = Row(
     tag="my-tf:0123456789abcdef",
@@ -67,3 +76,93 @@ def test_what_the_lock_names_stays_and_other_builds_of_it_go() -> None:
 def test_where_the_locked_image_is_gone_another_build_of_its_spec_stays() -> None:
     other = row(id="sha256:2")
     assert plan_prune([other], LOCK).removed == ()
+
+
+# on an engine ----------------------------------------------------------------------------------------------------
+
+
+def record(runs: Path, run: str, image_id: str) -> None:
+    """A run in `runs` that needs an image, as `repro run` would have written it."""
+    used = ImageUsed(variant="v", tag="t", id=image_id, spec="0", base="b", base_resolved="b", platform="linux/amd64")
+    code = Code(commit="0", tree="0", head="0", branch=None, remote=None, dirty=False)
+    planned = Planned(
+        run=run,
+        name="toy",
+        created=datetime(2026, 11, 23, tzinfo=timezone.utc),
+        repro="0",
+        project=str(runs.parent),
+        argv=(),
+        overrides=(),
+        command=("true",),
+        config={},
+        code=code,
+        image=used,
+        data=(),
+        host=Host(name="h", user="u", system="s", cpus=1, memory=1, engine="e"),
+        user="0:0",
+        env={},
+        gpus_asked="none",
+        network="none",
+        tracking_uri=None,
+        tracking_experiment="toy",
+    )
+    (runs / run).mkdir(parents=True)
+    RunFolder(runs / run).write(Record(planned=planned))
+
+
+@pytest.fixture
+def built(project: Project, debian_base: str, engine: Engine) -> Iterator[Image]:
+    """An image that nobody needs yet."""
+    (project.docker / "Dockerfile").write_text(f"ARG BASE_IMAGE\nFROM ${{BASE_IMAGE}}\nRUN echo {project.root}\n")
+    config = ImageConfig(variant="v", name="test-prune", base=debian_base, requirements=None)
+    made = image.ensure(image.ImageSpec.read(config, project.root), engine, say=lambda _line: None)
+    yield made
+    if engine.image(made.id):
+        engine.remove_image(made.id, force=True)
+
+
+def only(made: Image, rows: tuple[Row, ...]) -> Row:
+    (found,) = [each for each in rows if each.id == made.id]
+    return found
+
+
+@pytest.mark.engine
+def test_an_image_is_listed_with_the_runs_that_need_it(built: Image, project: Project, engine: Engine) -> None:
+    record(project.runs, "20261123-000000-toy-1", built.id)
+    found = only(built, housekeeping.images(engine, project.runs))
+    assert (found.tag, found.spec, found.runs) == (built.tag, built.spec, ("20261123-000000-toy-1",))
+    assert found.size > 100 << 20
+    assert (datetime.now(timezone.utc) - found.created).total_seconds() < 600
+
+
+@pytest.mark.engine
+def test_the_runs_of_other_projects_count_too(
+    built: Image, project: Project, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REPRO_CACHE", str(tmp_path / "cache"))
+    record(tmp_path / "other" / "runs", "20261123-000000-toy-2", built.id)
+    assert only(built, housekeeping.images(engine, project.runs)).runs == ()
+    housekeeping.remember(tmp_path / "other" / "runs")
+    assert only(built, housekeeping.images(engine, project.runs)).runs == ("20261123-000000-toy-2",)
+    assert only(built, housekeeping.images(engine, None)).runs == ("20261123-000000-toy-2",)
+
+
+@pytest.mark.engine
+def test_what_a_container_uses_stays_and_goes_when_it_is_gone(built: Image, engine: Engine) -> None:
+    container = engine.client.api.create_container(built.id, ["true"])["Id"]
+    row = only(built, housekeeping.images(engine, None))
+    assert plan_prune([row], Lock(), force=True).removed == ()
+    engine.remove(container)
+    plan = plan_prune([only(built, housekeeping.images(engine, None))], Lock())
+    housekeeping.prune(engine, plan)
+    assert engine.image(built.id) is None
+
+
+@pytest.mark.engine
+def test_what_the_engine_will_not_give_up_does_not_keep_the_rest(built: Image, engine: Engine) -> None:
+    plan = plan_prune([row(tag="test-prune:is-not-there"), only(built, housekeeping.images(engine, None))], Lock())
+    with pytest.raises(EnvironmentUnfitError) as caught:
+        housekeeping.prune(engine, plan)
+    assert "1 of 2 images" in caught.value.what
+    assert "is-not-there" in caught.value.evidence[0]
+    assert engine.image(built.id) is None

@@ -13,7 +13,7 @@ from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
 
-from repro import config, image, journal, lockfile, report, runner, source
+from repro import config, housekeeping, image, journal, lockfile, report, runner, source
 from repro import plan as planning
 from repro.display import Display, guarded
 from repro.engine import Engine, EngineFacts, connect
@@ -226,6 +226,7 @@ class Session:
         """Run the plan, while MLflow follows."""
         ignored_folder(self.project.runs)
         folder = RunFolder(Path(plan.folder))
+        housekeeping.remember(folder.path.parent)
         with self.display.step("run") as step:
             record = runner.execute(
                 plan,
