@@ -173,6 +173,7 @@ def _bootstrap(recipe: BaseRecipe, target: Path, authorities: Path | None, say: 
         if process.poll() is None and sys.exc_info()[0]:  # interrupted: it removes its half-made root by itself
             process.terminate()
         process.wait()
+        process.stdout.close()
     if process.returncode:
         raise EnvironmentUnfitError(
             f"Debian {recipe.suite} could not be bootstrapped",
