@@ -86,7 +86,7 @@ def test_a_script_is_correct_shell(script: Path) -> None:
 
 def test_every_target_of_make_starts_a_script_that_is_there() -> None:
     for target in ("demo", "test", "check", "bench", "setup", "engine"):
-        done = call("make", "--dry-run", target)
+        done = call("make", "--no-print-directory", "--dry-run", target)
         assert done.returncode == 0, done.stderr
         programs = {line.split()[0] for line in done.stdout.splitlines()} - {".venv/bin/python"}
         assert all(os.access(ROOT / program, os.X_OK) for program in programs)
