@@ -18,6 +18,7 @@ from repro.engine import Engine, translated
 from repro.errors import BadInputError, EngineUnreachableError, EnvironmentUnfitError, ReproError
 from repro.experiment import Value
 
+STOP_SECONDS = 5.0
 OUTPUT_LINES = 15  # of the failing step, shown with the error; the log has all
 # what builders say when a base image cannot be had (Docker 20.10 to 28, BuildKit 0.8 to 0.25)
 NOT_TO_BE_HAD = re.compile(
@@ -34,6 +35,9 @@ COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 CLASSIC_STEP = re.compile(r"Step (\d+)/\d+ : (.*)")
 CLASSIC_NOISE = re.compile(r" ---> |Removing intermediate container ")
 BUILDKIT_LINE = re.compile(r"#(\d+) (?:(\[.*?\]) (.*)|(ERROR): .*|\d+\.\d+ (.*))")  # of one step, by its number
+PLUGIN_FOLDERS = [
+    f"{root}/docker/cli-plugins" for root in ("/usr/local/lib", "/usr/local/libexec", "/usr/lib", "/usr/libexec")
+]
 BUILDKIT_PLACE = re.compile(r"(\S+):(\d+)$")
 BUILDKIT_PREFIX = re.compile(
     r"^(ERROR: |failed to build: |failed to solve: |rpc error: code = \w+ desc = |failed to solve with frontend \S+: |"
@@ -214,13 +218,17 @@ def _with_buildx(engine: Engine, request: Request) -> Generator[str, None, None]
     finally:
         if process.poll() is None:  # interrupted: the engine cancels a build whose client goes away
             process.terminate()
-            process.wait()
+            try:
+                process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
         process.stdout.close()
 
 
 def _buildx_command(request: Request) -> list[str]:
     # `default` is the builder of DOCKER_HOST: any other could not see the images that this engine holds
-    command = ["docker", "buildx", "build", "--builder=default", "--load", "--progress=plain", "--provenance=false"]
+    command = [*_buildx_program(), "build", "--builder=default", "--load", "--progress=plain", "--provenance=false"]
     command += [f"--tag={request.tag}", f"--file={request.dockerfile}", f"--platform={request.platform}"]
     command += [f"--build-arg={key}={value}" for key, value in request.build_args.items()]
     command += [f"--label={key}={value}" for key, value in request.labels.items()]
@@ -230,6 +238,15 @@ def _buildx_command(request: Request) -> list[str]:
     # on Linux the build ends with us even where we are killed: it would go on, and give its result a tag, if its steps
     # print nothing that finds the pipe closed
     return [*(["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []), *command, "-"]
+
+
+def _buildx_program() -> list[str]:
+    """The plugin itself, where it lies in a usual place: docker commands before 25 keep signals from it."""
+    own = Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker") / "cli-plugins"
+    for folder in (own, *map(Path, PLUGIN_FOLDERS)):
+        if os.access(folder / "docker-buildx", os.X_OK):
+            return [str(folder / "docker-buildx")]
+    return ["docker", "buildx"]
 
 
 def _buildx_environment(engine: Engine) -> dict[str, str]:
