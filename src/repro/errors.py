@@ -55,9 +55,3 @@ class RefusedError(ReproError):
     """A policy of the user's (`--locked`, a kept image) forbids it."""
 
     exit_code = ExitCode.REFUSED
-
-
-class InterruptedRunError(ReproError):
-    """The user stopped it; what was running has been stopped and recorded."""
-
-    exit_code = ExitCode.INTERRUPTED
