@@ -16,7 +16,7 @@ from repro.experiment import ImageConfig
 from repro.housekeeping import Row, plan_prune
 from repro.image import Image
 from repro.lockfile import Lock, LockedImage
-from repro.project import Project
+from repro.project import Project, user_name
 from repro.record import Code, Host, ImageUsed, Planned, Record, RunFolder
 
 ROW = Row(
@@ -38,7 +38,7 @@ def row(**changes: object) -> Row:
 
 
 def test_an_image_that_nothing_needs_goes() -> None:
-    plan = plan_prune([ROW], Lock())
+    plan = plan_prune([ROW], Lock(), user=user_name())
     assert (plan.removed, plan.kept) == ((ROW,), ())
 
 
@@ -51,31 +51,31 @@ def test_an_image_that_nothing_needs_goes() -> None:
     ],
 )
 def test_an_image_that_something_needs_stays_and_says_why(kept: Row, lock: Lock, why: str) -> None:
-    plan = plan_prune([kept], lock)
+    plan = plan_prune([kept], lock, user=user_name())
     assert plan.removed == ()
     assert [(each.tag, each.why) for each in plan.kept] == [(ROW.tag, why)]
 
 
 def test_force_takes_what_runs_and_the_lock_need_but_never_what_a_container_uses() -> None:
     needed, locked, busy = row(runs=("r",)), row(tag="my-tf:locked"), row(in_use=True, runs=("r",))
-    plan = plan_prune([needed, locked, busy], LOCK, force=True)
+    plan = plan_prune([needed, locked, busy], LOCK, force=True, user=user_name())
     assert plan.removed == (needed, locked)
     assert [each.why for each in plan.kept] == ["a container uses it"]
 
 
 def test_a_plan_is_json() -> None:
-    assert b'"removed":[{"tag":' in msgspec.json.encode(plan_prune([ROW], Lock()))
+    assert b'"removed":[{"tag":' in msgspec.json.encode(plan_prune([ROW], Lock(), user=user_name()))
 
 
 def test_what_the_lock_names_stays_and_other_builds_of_it_go() -> None:
     older = row(id="sha256:0", tag="sha256:0")
-    plan = plan_prune([older, ROW], LOCK)
+    plan = plan_prune([older, ROW], LOCK, user=user_name())
     assert (plan.removed, [each.tag for each in plan.kept]) == ((older,), [ROW.tag])
 
 
 def test_where_the_locked_image_is_gone_another_build_of_its_spec_stays() -> None:
     other = row(id="sha256:2")
-    assert plan_prune([other], LOCK).removed == ()
+    assert plan_prune([other], LOCK, user=user_name()).removed == ()
 
 
 # on an engine ----------------------------------------------------------------------------------------------------
@@ -151,18 +151,28 @@ def test_the_runs_of_other_projects_count_too(
 def test_what_a_container_uses_stays_and_goes_when_it_is_gone(built: Image, engine: Engine) -> None:
     container = engine.client.api.create_container(built.id, ["true"])["Id"]
     row = only(built, housekeeping.images(engine, None))
-    assert plan_prune([row], Lock(), force=True).removed == ()
+    assert plan_prune([row], Lock(), force=True, user=user_name()).removed == ()
     engine.remove(container)
-    plan = plan_prune([only(built, housekeeping.images(engine, None))], Lock())
+    plan = plan_prune([only(built, housekeeping.images(engine, None))], Lock(), user=user_name())
     housekeeping.prune(engine, plan)
     assert engine.image(built.id) is None
 
 
 @pytest.mark.engine
 def test_what_the_engine_will_not_give_up_does_not_keep_the_rest(built: Image, engine: Engine) -> None:
-    plan = plan_prune([row(tag="test-prune:is-not-there"), only(built, housekeeping.images(engine, None))], Lock())
+    plan = plan_prune(
+        [row(tag="test-prune:is-not-there"), only(built, housekeeping.images(engine, None))], Lock(), user=user_name()
+    )
     with pytest.raises(EnvironmentUnfitError) as caught:
         housekeeping.prune(engine, plan)
     assert "1 of 2 images" in caught.value.what
     assert "is-not-there" in caught.value.evidence[0]
     assert engine.image(built.id) is None
+
+
+def test_what_another_user_of_the_engine_built_stays() -> None:
+    other = msgspec.structs.replace(ROW, user="somebody else")
+    assert plan_prune([other], Lock(), user="ada").removed == ()
+    assert "their runs cannot be seen" in plan_prune([other], Lock(), user="ada").kept[0].why
+    assert plan_prune([other], Lock(), user="somebody else").removed == (other,)
+    assert plan_prune([other], Lock(), user="ada", force=True).removed == (other,)

@@ -14,7 +14,7 @@ from pathlib import Path
 from repro import __version__, report
 from repro.display import Display, guarded
 from repro.errors import BadInputError, ExitCode, RefusedError
-from repro.project import Project, ignored_folder
+from repro.project import Project, ignored_folder, user_name
 from repro.record import Record, RunFolder, folders
 
 OVERRIDES = "Hydra overrides, such as image=debian"
@@ -162,7 +162,7 @@ def prune(args: argparse.Namespace, display: Display) -> int:
 
     project, engine = Project.find(Path.cwd()), connect()
     rows = housekeeping.images(engine, project.runs)
-    plan = housekeeping.plan_prune(rows, lockfile.read(project.lock), force=args.force)
+    plan = housekeeping.plan_prune(rows, lockfile.read(project.lock), user=user_name(), force=args.force)
     if args.json and not args.yes:
         print(report.as_json(plan))
         return ExitCode.OK

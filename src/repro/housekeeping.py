@@ -13,7 +13,7 @@ from pathlib import Path
 from repro.engine import Engine, ImageFacts
 from repro.errors import EngineUnreachableError, EnvironmentUnfitError, ReproError
 from repro.experiment import Value
-from repro.image import SPEC_LABEL
+from repro.image import SPEC_LABEL, USER_LABEL
 from repro.lockfile import Lock
 from repro.project import cache_folder
 from repro.record import folders, write_atomic
@@ -33,6 +33,7 @@ class Row(Value, frozen=True, kw_only=True):
     created: datetime
     runs: tuple[str, ...]  # ids of recorded runs, oldest first
     in_use: bool  # a container has it now
+    user: str = ""  # who built it; "" when the image does not tell
 
 
 class Kept(Value, frozen=True, kw_only=True):
@@ -89,6 +90,7 @@ def images(engine: Engine, runs: Path | None) -> tuple[Row, ...]:
             created=_time(found.created),
             runs=tuple(sorted(used.get(found.id, ()))),
             in_use=found.id in busy,
+            user=found.labels.get(USER_LABEL, ""),
         )
         for found in engine.images(SPEC_LABEL)
     ]
@@ -107,8 +109,11 @@ def _time(text: str) -> datetime:
     return datetime.fromisoformat(f"{found[1]}{(found[2] or 'Z').replace('Z', '+00:00')}") if found else UNKNOWN
 
 
-def plan_prune(rows: Sequence[Row], lock: Lock, *, force: bool = False) -> Plan:
-    """What can go: nothing that a container, a recorded run or the lock needs; with `force`, all but the first."""
+def plan_prune(rows: Sequence[Row], lock: Lock, *, user: str, force: bool = False) -> Plan:
+    """What can go: nothing that a container, a recorded run or the lock needs; with `force`, all but the first.
+
+    On a shared engine, what another user than `user` built stays as well: their runs cannot be seen from here.
+    """
     here = {row.id for row in rows}
     # where the very image is gone, another build of its spec is the next best
     locked = {entry.id if entry.id in here else entry.spec: name for name, entry in lock.images.items()}
@@ -121,6 +126,8 @@ def plan_prune(rows: Sequence[Row], lock: Lock, *, force: bool = False) -> Plan:
             kept.append(Kept(tag=row.tag, why=f"{count} it, the last {row.runs[-1]}"))
         elif not force and (variant := locked.get(row.id) or locked.get(row.spec)):
             kept.append(Kept(tag=row.tag, why=f"repro.lock names it for {variant}"))
+        elif not force and row.user not in ("", user):
+            kept.append(Kept(tag=row.tag, why=f"{row.user} built it, and their runs cannot be seen from here"))
         else:
             removed.append(row)
     return Plan(removed=tuple(removed), kept=tuple(kept))

@@ -23,11 +23,12 @@ from repro.context import ContextFile
 from repro.engine import Engine, ImageFacts
 from repro.errors import BadInputError, EnvironmentUnfitError
 from repro.experiment import BaseRecipe, ImageConfig, Value
-from repro.project import cache_folder
+from repro.project import cache_folder, user_name
 
 SCHEMA = 1
 SPEC_LABEL = "repro.spec"
 BASE_LABEL = "repro.base"
+USER_LABEL = "repro.user"  # who built it: whose runs may need it
 MANIFEST_LABEL = "repro.manifest"  # what the hash was made of, so that a difference can be explained later
 MANIFEST_LABEL_LIMIT = 8 << 10  # bytes; a context of more than some eighty files has none
 MTIME = 946_684_800  # 2000-01-01 UTC: of every file in a context, so that equal contexts are equal bytes
@@ -253,6 +254,7 @@ def _build(
     # under another name until it is whole and checked: a build that fails or is killed leaves no tag of a spec
     temporary = f"{spec.name}:building-{secrets.token_hex(6)}"
     labels = {
+        USER_LABEL: user_name(),
         SPEC_LABEL: spec.digest,
         BASE_LABEL: bases.identity(spec.base, base),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 from pathlib import Path
 
@@ -57,3 +58,11 @@ def ignored_folder(folder: Path) -> Path:
             f"{folder} cannot be written", evidence=[str(error)], hints=["free some space, or make it writable"]
         ) from error
     return folder
+
+
+def user_name() -> str:
+    """Who runs this, by name where the system knows one."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())

@@ -19,7 +19,7 @@ from repro.display import Display, guarded
 from repro.engine import Engine, EngineFacts, connect
 from repro.errors import ExitCode, ReproError
 from repro.experiment import Experiment, ImageConfig
-from repro.project import Project, cache_folder, ignored_folder
+from repro.project import Project, cache_folder, ignored_folder, user_name
 from repro.record import DatasetUsed, End, ImageUsed, Record, RunFolder
 from repro.tracking import Follower, resolve_uri
 from repro.tracking import status as tracking_status
@@ -218,7 +218,7 @@ class Session:
             overrides=composed.overrides,
             uid=os.getuid(),
             gid=os.getgid(),
-            user=runner.user_name(),
+            user=user_name(),
             tracking_uri=resolve_uri(tracking.uri, self.project) if tracking.enabled else None,
         )
 

@@ -6,9 +6,7 @@ It decides nothing and needs the plan alone, so that it can happen on another ma
 from __future__ import annotations
 
 import contextlib
-import getpass
 import hashlib
-import os
 import shutil
 import threading
 import time
@@ -322,11 +320,3 @@ class _Pump(threading.Thread):
 
     def give_up(self) -> None:
         self.over.set()
-
-
-def user_name() -> str:
-    """Who runs this, by name where the system knows one."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return str(os.getuid())
