@@ -64,8 +64,6 @@ def _main(flags: argparse.Namespace, for_hydra: list[str], argv: tuple[str, ...]
 
 
 def _job(session: Session, composed: config.Composed, flags: argparse.Namespace, display: Display) -> int:
-    if not flags.plan:
-        session.begin_tracking(composed.experiment)
     plan = session.plan(composed)
     if flags.plan:
         print(report.as_json(plan))
@@ -241,13 +239,9 @@ class Session:
     def _started(self, folder: RunFolder, record: Record, composed: config.Composed) -> None:
         if composed.folder:  # every verb finds a run by its id below runs/
             (self.project.runs / record.planned.run).symlink_to(folder.path, target_is_directory=True)
+        # only now: MLflow's import would compete with the start of the container for the machine's cores
         if record.planned.tracking_uri is not None:
             self.follower(record.planned.tracking_uri).follow(folder)
-
-    def begin_tracking(self, experiment: Experiment) -> None:
-        """Let MLflow be imported, which takes seconds, while the run is prepared."""
-        if experiment.tracking.enabled:
-            self.follower(resolve_uri(experiment.tracking.uri, self.project))
 
     def follower(self, uri: str) -> Follower:
         """The process that feeds MLflow: started when first asked for, one for all jobs."""
