@@ -36,6 +36,26 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert oct(folder.record.stat().st_mode)[-3:] == "644"
 
 
+def test_runs_of_one_second_are_in_the_order_in_which_they_began(tmp_path: Path) -> None:
+    def add(name: str, created: datetime) -> None:
+        (tmp_path / name).mkdir()
+        planned = msgspec.structs.replace(record().planned, run=name, created=created)
+        RunFolder(tmp_path / name).write(Record(planned=planned))
+
+    add("20261123-191512-mnist-ffffff", T1)
+    add("20261123-191512-mnist-000000", T1.replace(microsecond=600_000))
+    add("20261123-191512-digits-777777", T1.replace(microsecond=700_000))
+    add("20261123-191500-mnist-aaaaaa", T0)
+    assert [folder.path.name[9:] for folder in folders(tmp_path)] == [
+        "191500-mnist-aaaaaa",
+        "191512-mnist-ffffff",
+        "191512-mnist-000000",
+        "191512-digits-777777",
+    ]
+    (tmp_path / "20261123-191512-mnist-000000" / "record.json").write_text("{}")  # of another version
+    assert len(folders(tmp_path)) == 4
+
+
 def test_a_folder_without_a_record_and_a_record_of_another_kind_are_named(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     with pytest.raises(BadInputError, match="holds no run"):

@@ -292,7 +292,11 @@ sys.exit(sum(os.waitpid(child, 0)[1] != 0 for child in children))
 @tracked
 def test_eight_processes_at_once_make_one_good_store(project: Project) -> None:
     made = [Run(project, f"20260102-030405-toy-00000{number}") for number in range(8)]
+    names = [f"part{number:02d}" for number in range(30)]  # all want to be the first to log each of them
     for run in made:
+        (one,) = run.record.planned.data
+        data = tuple(msgspec.structs.replace(one, name=name) for name in names)
+        run.record = msgspec.structs.replace(run.record, planned=msgspec.structs.replace(run.record.planned, data=data))
         run.log(0, 200)
         run.end()
     program = [sys.executable, "-c", EIGHT, *(str(run.folder.path) for run in made)]
@@ -301,6 +305,8 @@ def test_eight_processes_at_once_make_one_good_store(project: Project) -> None:
     assert sorted(run.data.tags["run"] for run in runs(made[0].uri)) == [run.id for run in made]
     for run in made:
         assert points(run) == expected(200)
+    for run in runs(made[0].uri):
+        assert sorted(each.dataset.name for each in run.inputs.dataset_inputs) == names
 
 
 # runs ---------------------------------------------------------------------------------------------------------------

@@ -95,7 +95,7 @@ def find(project: Project, wanted: str) -> tuple[Record, RunFolder]:
     """
     from repro import tracking
 
-    everything = list(folders(project.runs))
+    everything = folders(project.runs)
     if not everything:
         raise BadInputError(f"no run is recorded in {project.runs}", hints=["make one: `repro run experiment=NAME`"])
     if wanted == "latest":
@@ -250,7 +250,7 @@ def sync(args: argparse.Namespace, display: Display) -> int:
     from repro import tracking
 
     project = Project.find(Path.cwd())
-    wanted = [find(project, args.run)[1]] if args.run else list(folders(project.runs))
+    wanted = [find(project, args.run)[1]] if args.run else folders(project.runs)
     replies = []
     for reply in tracking.sync(wanted, project):
         replies.append(reply)
@@ -267,7 +267,7 @@ def ui(args: argparse.Namespace, display: Display) -> int:
     from repro import ui as pages
 
     project = Project.find(Path.cwd())
-    recorded = list(folders(project.runs))
+    recorded = folders(project.runs)
     chosen = find(project, args.run)[1] if args.run else None
     known = tracking.state(chosen) if chosen else None
     uri = known.uri if known else tracking.resolve_uri(config.compose_tracking_uri(project), project)

@@ -24,6 +24,7 @@ from repro.tracking import State, state
 
 SAVE_SECONDS = 2.0  # points sent since the last save would be sent again after a crash, which MLflow does not mind
 REJECTED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
+COLLISION = re.compile("unique|duplicate", re.IGNORECASE)  # in the words of sqlite, PostgreSQL and MySQL
 REMARKS = 20
 NO_RUN = "no run took place"
 
@@ -147,16 +148,24 @@ class Publication:
         self._send("tags", [RunTag(key, value) for key, value in view.tags(record).items()])
         if not self.state.described:
             self._send("params", [Param(key, value) for key, value in view.params(record.planned.config).items()])
-            inputs = []
             for used in map(view.dataset, record.planned.data):
                 dataset = Dataset(
                     used.name, used.digest, used.source_type, used.source, schema=None, profile=used.profile
                 )
-                inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", used.context)]))
-            if inputs:
-                self.client.log_inputs(self.state.run, inputs)
+                self._input(DatasetInput(dataset, [InputTag("mlflow.data.context", used.context)]))
         self._note(described=record.state)
         self.save()
+
+    def _input(self, dataset: Any) -> None:
+        """Log a dataset. MLflow looks for it first and inserts it later: runs that begin together collide, once."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self.client.log_inputs(self.state.run, [dataset])
+        except MlflowException as error:
+            if not COLLISION.search(str(error)):
+                raise
+            self.client.log_inputs(self.state.run, [dataset])  # now it finds the other run's
 
     # the journal ------------------------------------------------------------------------------------------------
 

@@ -6,9 +6,9 @@ import contextlib
 import errno
 import os
 import tempfile
-from collections.abc import Iterator
 from datetime import datetime
 from enum import Enum
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from repro.experiment import Value
 
 SCHEMA = 1
 RESERVE = 128 << 10  # bytes
+SECOND = len("20261123-191500")  # of a run id
 
 
 class End(str, Enum):
@@ -207,9 +208,20 @@ def write_atomic(path: Path, content: bytes) -> None:
         raise
 
 
-def folders(runs: Path) -> Iterator[RunFolder]:
-    """Every run under `runs`, oldest first (ids sort by time)."""
-    if runs.is_dir():
-        for path in sorted(runs.iterdir()):
-            if (path / "record.json").is_file():
-                yield RunFolder(path)
+def folders(runs: Path) -> list[RunFolder]:
+    """Every run under `runs`, oldest first: ids sort by second, records tell runs of one second apart."""
+    if not runs.is_dir():
+        return []
+    found = sorted(path for path in runs.iterdir() if (path / "record.json").is_file())
+    ordered: list[RunFolder] = []
+    for _second, paths in groupby(found, key=lambda path: path.name[:SECOND]):
+        together = [RunFolder(path) for path in paths]
+        ordered += sorted(together, key=_created) if len(together) > 1 else together
+    return ordered
+
+
+def _created(folder: RunFolder) -> float:
+    try:
+        return folder.read().planned.created.timestamp()
+    except BadInputError:  # of another version: its place within the second is unknown
+        return 0.0
