@@ -18,6 +18,7 @@ from repro.errors import ExitCode, ReproError
 
 FOLD = 6  # lines shown below a running step
 HEARTBEAT_SECONDS = 10.0
+HEARTBEAT_WIDTH = 100  # characters
 APPEAR_SECONDS = 0.4
 
 
@@ -95,7 +96,7 @@ class Step:
                 self.display.line(f"  | {line}")
             elif not self.live and time.monotonic() - self.spoken > HEARTBEAT_SECONDS:
                 self.spoken = time.monotonic()
-                self.display.line(f"{self.name:<10} {self.seconds:6.1f} s  {line}")
+                self.display.line(f"{self.name:<10} {self.seconds:6.1f} s  {shorten(line)}")
 
     def output(self, chunk: bytes) -> None:
         """Raw output, in pieces that need not be lines."""
@@ -142,6 +143,11 @@ class Step:
         spinner.update(text=f"{self.name} {self.seconds:.0f} s")
         lines = [Text(f"  {line}", style="dim", no_wrap=True, overflow="ellipsis") for line in list(self.tail)]
         return Group(spinner, *lines)
+
+
+def shorten(line: str) -> str:
+    """A line of another program's as a sign of life: pip, say, names a hundred packages in one."""
+    return line if len(line) <= HEARTBEAT_WIDTH else f"{line[:HEARTBEAT_WIDTH].rstrip()} …"
 
 
 def guarded(display: Display, action: Callable[[], int]) -> int:
