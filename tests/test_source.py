@@ -8,6 +8,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -454,12 +455,40 @@ def test_the_remote_is_recorded_without_credentials(tmp_path: Path, given: str, 
     assert (code.branch, code.dirty, code.commit) == ("main", False, code.head)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    root = committed(tmp_path / "p")
-    put(root, {"locked": "x"})
-    (root / "locked").chmod(0)
-    assert "locked" in refusal(root)
+AS_NOBODY = """
+import os, sys
+from pathlib import Path
+from repro import source
+from repro.errors import BadInputError
+if os.geteuid() == 0:  # who may read everything
+    os.setgid(65534)
+    os.setuid(65534)
+try:
+    source.capture(Path(sys.argv[1]))
+except BadInputError as error:
+    print(error)
+"""
+
+
+def test_a_file_that_cannot_be_read_is_named() -> None:
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own are closed to others than who runs it
+        root = committed(Path(folder) / "p")
+        put(root, {"locked": "x"})
+        (root / "locked").chmod(0)
+        if os.geteuid() == 0:
+            for path in (Path(folder), *Path(folder).rglob("*")):
+                os.lchown(path, 65534, 65534)
+        done = subprocess.run(
+            [sys.executable, "-c", AS_NOBODY, str(root)],
+            env={**os.environ, "GIT_CONFIG_GLOBAL": os.devnull},
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd="/",
+        )
+        assert "`git add` failed" in done.stdout, done.stderr
+        assert "locked" in done.stdout
+        assert ".gitignore" in done.stdout
 
 
 # --- submodules, repositories inside, Git LFS -------------------------------------------------------------------------
