@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import math
 import os
 import re
 import sys
@@ -25,7 +26,9 @@ from repro.project import Project, ignored_folder
 from repro.record import write_atomic
 
 HYDRA_VERSION_BASE = "1.3"
+LIBRARY = Path(__file__).parent / "conf"  # pkg://repro.conf
 Struct = TypeVar("Struct", bound=msgspec.Struct)
+FREE = ("params.", "env.", "image.build_args.", "data.")  # whose keys are the user's own
 UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
@@ -92,7 +95,7 @@ def compose_image(project: Project, overrides: Sequence[str]) -> ImageConfig:
         return image
     with _worded(project, overrides):
         container = _to_container(_compose(project, overrides), missing_allowed=True)
-        image = _convert(container["image"], ImageConfig, container)
+        image = _image(container)
     if key:
         ignored_folder(project.scratch)
         write_atomic(kept, msgspec.json.encode({"key": key, "image": image}))
@@ -101,13 +104,28 @@ def compose_image(project: Project, overrides: Sequence[str]) -> ImageConfig:
 
 def _state(project: Project, overrides: Sequence[str]) -> str:
     """What a composed image depends on, as one digest; "" when that is more than files and arguments."""
-    hasher = hashlib.sha256(f"{__version__} {list(overrides)!r}".encode())
-    for file in sorted(project.conf.rglob("*.yaml")):
-        text = file.read_bytes()
-        if b"${" in text and b"oc.env" in text:
-            return ""
-        hasher.update(b"%d " % len(text) + os.fsencode(file) + b"\0" + text)
+    if any("${" in override or "hydra." in override for override in overrides):
+        return ""
+    hasher = hashlib.sha256(f"{__version__} {list(overrides)!r}".encode(errors="surrogateescape"))
+    try:
+        for file in sorted([*_files(LIBRARY), *_files(project.conf)]):
+            text = file.read_bytes()
+            if (b"${" in text and b"oc.env" in text) or b"searchpath" in text:
+                return ""
+            hasher.update(b"%d " % len(text) + os.fsencode(file) + b"\0" + text)
+    except OSError:  # Hydra finds the words for it, if it is a file that it needs
+        return ""
     return hasher.hexdigest()
+
+
+def _files(conf: Path) -> Iterator[Path]:
+    """Every file that Hydra could read there: it follows links to folders."""
+    for folder, _folders, names in os.walk(conf, followlinks=True):
+        yield from (Path(folder, name) for name in names if _is_config(name))
+
+
+def _is_config(name: str) -> bool:
+    return name.endswith(".yaml") and not name.startswith(".")  # editors leave locks and copies there
 
 
 def _recall(kept: Path, key: str) -> ImageConfig | None:
@@ -131,8 +149,9 @@ def compose_tracking_uri(project: Project) -> str | None:
 
 def options(project: Project, group: str) -> list[str]:
     """The names in a group, the project's own and the library's."""
-    folders = [project.conf / group, Path(__file__).parent / "conf" / group]
-    return sorted({file.stem for folder in folders if folder.is_dir() for file in folder.glob("*.yaml")})
+    folders = [project.conf / group, LIBRARY / group]
+    files = (file for folder in folders if folder.is_dir() for file in folder.iterdir())
+    return sorted({file.stem for file in files if _is_config(file.name)})
 
 
 def _register_search_path() -> None:
@@ -190,9 +209,27 @@ def _experiment(container: dict[str, Any]) -> Experiment:
                 resources[key] = _bytes(f"resources.{key}", resources[key])
     if isinstance(container.get("command"), list):
         container["command"] = [_word(each) for each in container["command"]]
-    if isinstance(container.get("env"), dict):
-        container["env"] = {key: _word(value) for key, value in container["env"].items()}
+    for holder, key in ((container, "env"), (container.get("image"), "build_args")):
+        _words(holder, key)
+    for path, value in _leaves(container):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise BadInputError(
+                f"configuration: {path} is {value}, for which the configuration in the container, JSON, has no form",
+                hints=[f"leave it empty ({path}=null), or give it as text: {path}=\"'{value}'\""],
+            )
     return _convert(container, Experiment, container)
+
+
+def _image(container: dict[str, Any]) -> ImageConfig:
+    if not isinstance(container.get("image"), dict):
+        raise _no_group("image")
+    _words(container["image"], "build_args")
+    return _convert(container["image"], ImageConfig, container)
+
+
+def _words(holder: Any, key: str) -> None:
+    if isinstance(holder, dict) and isinstance(holder.get(key), dict):
+        holder[key] = {name: _word(value) for name, value in holder[key].items()}
 
 
 def _word(value: Any) -> Any:
@@ -248,6 +285,33 @@ def _worded(project: Project, overrides: Sequence[str]) -> Iterator[None]:
         raise _composition_error(project, overrides, error) from error
     except yaml.YAMLError as error:
         raise BadInputError("a file in conf/ is not valid YAML", evidence=[str(error)]) from error
+    except UnicodeError as error:
+        raise BadInputError(
+            "a file in conf/ or an argument is not UTF-8 text",
+            evidence=[str(error), *_not_text(project)],
+            hints=["save it as UTF-8"],
+        ) from error
+    except ValueError as error:  # Hydra's own for `data=null`
+        raise BadInputError(
+            f"configuration: {error}", hints=["a group without a choice: data=none; every other needs one"]
+        ) from error
+
+
+def _not_text(project: Project) -> Iterator[str]:
+    for file in _files(project.conf):
+        try:
+            file.read_text(encoding="utf-8")
+        except UnicodeError:
+            yield str(file)
+        except OSError:
+            continue
+
+
+def _no_group(name: str) -> BadInputError:
+    return BadInputError(
+        f"configuration: there is no {name}",
+        hints=["conf/config.yaml, where there is one, begins with `defaults: [repro, _self_]`"],
+    )
 
 
 def _no_experiment(project: Project) -> BadInputError:
@@ -276,6 +340,8 @@ def _missing_config(project: Project, error: Any) -> BadInputError:
 
 def _composition_error(project: Project, overrides: Sequence[str], error: Exception) -> BadInputError:
     text = str(error)
+    if groups := re.search(r"Could not override '(experiment|image|data|resources)'", text):
+        return _no_group(groups[1])
     unknown = re.search(r"Could not override '([^']+)'", text) or re.search(r"full_key: (\S+)", text)
     if unknown and "not in struct" in f"{text} {error.__cause__}":
         key = unknown[1]
@@ -286,16 +352,17 @@ def _composition_error(project: Project, overrides: Sequence[str], error: Except
 
 
 def _unknown_key(key: str, known: set[str]) -> BadInputError:
+    if key.startswith(FREE) or key in known:
+        free = f"a new key of {key.partition('.')[0]}" if key.startswith(FREE) else "a key that is not there yet"
+        hint = f"{free} is added with a plus sign: +{key}=..."
+    else:
+        hint = "`repro run experiment=NAME --cfg job` shows every key; an experiment's own settings go below `params`"
     close = difflib.get_close_matches(key, sorted(known), 1, cutoff=0.7)
     by_leaf = [each for each in sorted(known) if each.rpartition(".")[2] == key.rpartition(".")[2]]
-    hints = [f"did you mean {guess}?" for guess in (by_leaf or close)[:1]]
-    if key.startswith("params."):
-        hints.append(f"a new setting of the experiment is added with a plus sign: +{key}=...")
-    else:
-        hints.append(
-            "`repro run experiment=NAME --cfg job` shows every key; an experiment's own settings go below `params`"
-        )
-    return BadInputError(f"configuration: unknown key {key}", hints=hints)
+    guesses = [guess for guess in (by_leaf or close)[:1] if guess != key and not key.startswith(f"{guess}.")]
+    return BadInputError(
+        f"configuration: unknown key {key}", hints=[*(f"did you mean {guess}?" for guess in guesses), hint]
+    )
 
 
 def _known_keys(project: Project, overrides: Sequence[str]) -> set[str]:
@@ -331,3 +398,15 @@ def _flat(config: dict[str, Any], prefix: str = "") -> Iterator[str]:
         yield f"{prefix}{key}"
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{key}.")
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value that is no dict or list, with its path."""
+    if isinstance(value, dict):
+        for key, member in value.items():
+            yield from _leaves(member, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list):
+        for number, member in enumerate(value):
+            yield from _leaves(member, f"{path}[{number}]")
+    else:
+        yield path, value
