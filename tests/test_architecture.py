@@ -13,12 +13,12 @@ SOURCE = Path(__file__).parents[1] / "src" / "repro"
 
 # A module imports only from the rows above its own, and from what stands left of it.
 ROWS = (
-    "errors experiment project record",
+    "errors experiment project record manifest",
     "config",
     "repository lfs checkout source",
-    "endpoint engine dockerfile context builder base image lockfile",
+    "endpoint refusal engine dockerfile context builder base image lockfile",
     "data",
-    "plan terminal runner",
+    "plan terminal pump runner",
     "journal store view tracking publication publisher",
     "report display",
     "ui doctor housekeeping",

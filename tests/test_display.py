@@ -38,6 +38,33 @@ def test_verbose_streams_every_line_also_the_last_without_an_end() -> None:
     ]
 
 
+def test_a_progress_bar_is_one_line_as_it_was_last_drawn() -> None:
+    stream = io.StringIO()
+    with Display(verbose=True, stream=stream).step("run") as step:
+        for percent in range(101):
+            step.output(f"\r{percent} %".encode())
+        step.output(b"\r\ndone\n")
+        assert step.partial == b""
+    assert stream.getvalue().splitlines()[:2] == ["  | 100 %", "  | done"]
+
+
+def test_a_line_without_end_takes_neither_memory_nor_time() -> None:
+    stream = io.StringIO()
+    with Display(verbose=True, stream=stream).step("run") as step:
+        for _ in range(40_000):
+            step.output(b"x" * 100)
+        assert len(step.partial) <= module.LINE_LIMIT
+    assert stream.getvalue().count("x") == 4_000_000
+
+
+def test_a_terminal_that_has_gone_ends_nothing() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    stream = io.TextIOWrapper(os.fdopen(writer, "wb", buffering=0), write_through=True)
+    with Display(stream=stream).step("run") as step:
+        step.detail = "finished"
+
+
 def test_a_step_that_fails_says_so_and_lets_the_error_pass() -> None:
     stream = io.StringIO()
     with pytest.raises(BadInputError), Display(stream=stream).step("image"):

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from datetime import datetime, timezone
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from repro import report
+from repro import manifest, report
 from repro.engine import Exit
 from repro.errors import BadInputError
 from repro.record import End, Ended, FileUsed, Record, RunFolder, Started, folders, write_atomic
-from repro.runner import manifest, verdict
+from repro.runner import verdict
 from tests.test_plan import decided
 
 T0 = datetime(2026, 11, 23, 19, 15, tzinfo=timezone.utc)
@@ -79,8 +80,20 @@ def test_the_manifest_holds_every_regular_file_sorted(tmp_path: Path) -> None:
     (tmp_path / "b" / "ü x").write_bytes(b"abc")
     (tmp_path / "a").write_bytes(b"")
     (tmp_path / "link").symlink_to("a")
-    assert [(file.path, file.size) for file in manifest(tmp_path)] == [("a", 0), ("b/ü x", 3)]
-    assert manifest(tmp_path)[1].sha256.startswith("ba7816bf")
+    files, unread = manifest.of(tmp_path)
+    assert [(file.path, file.size) for file in files] == [("a", 0), ("b/ü x", 3)]
+    assert files[1].sha256.startswith("ba7816bf")
+    assert unread == ()
+
+
+def test_the_manifest_takes_any_name_and_says_what_it_cannot_read(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"caf\xe9")).write_bytes(b"")
+    (tmp_path / "vanished").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "pipe")
+    files, unread = manifest.of(tmp_path)
+    assert [file.path for file in files] == ["caf\\xe9"]
+    assert unread == ()
+    assert msgspec.json.encode(files)
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,13 @@ says every ten seconds where it is; `verbose` streams everything.
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
 from repro.errors import ExitCode, ReproError
@@ -19,6 +20,8 @@ from repro.errors import ExitCode, ReproError
 FOLD = 6  # lines shown below a running step
 HEARTBEAT_SECONDS = 10.0
 HEARTBEAT_WIDTH = 100  # characters
+SIGPIPE_CODE = 141  # what a shell reports of `cat FILE | head`
+LINE_LIMIT = 64 << 10  # bytes; a longer line is shown in parts
 APPEAR_SECONDS = 0.4
 
 
@@ -33,10 +36,11 @@ class Display:
 
     def line(self, text: str) -> None:
         """One line, now; above what a step has drawn."""
-        if self.region is None:
-            print(text, file=self.stream, flush=True)
-        else:
-            self.region.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        with suppress(OSError, ValueError):  # a terminal that has gone, `2>&1 | head`: no reason to end a run
+            if self.region is None:
+                print(text, file=self.stream, flush=True)
+            else:
+                self.region.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def notice(self, text: str) -> None:
         """Something that the user should not miss."""
@@ -99,15 +103,19 @@ class Step:
                 self.display.line(f"{self.name:<10} {self.seconds:6.1f} s  {shorten(line)}")
 
     def output(self, chunk: bytes) -> None:
-        """Raw output, in pieces that need not be lines."""
+        """Raw output, in pieces that need not be lines. Of a line that is drawn over (a progress bar), the last."""
         *lines, self.partial = (self.partial + chunk).split(b"\n")
         for line in lines:
-            self.say(line.decode(errors="replace").rstrip("\r"))
+            self.say(_drawn_over(line))
+        self.partial = self.partial[self.partial.rstrip(b"\r").rfind(b"\r") + 1 :]
+        if len(self.partial) > LINE_LIMIT:
+            self.say(_drawn_over(self.partial))
+            self.partial = b""
 
     def close(self, detail: str) -> None:
         """The step is over; what was folded goes away."""
         if self.partial:
-            self.output(b"\n")
+            self.output(b"\n")  # it is a line, whole or not
         self.appearance.cancel()
         with self.lock:
             self.closed = True
@@ -141,8 +149,13 @@ class Step:
         from rich.text import Text
 
         spinner.update(text=f"{self.name} {self.seconds:.0f} s")
-        lines = [Text(f"  {line}", style="dim", no_wrap=True, overflow="ellipsis") for line in list(self.tail)]
+        shown = [*self.tail, *([_drawn_over(self.partial)] if self.partial else [])][-FOLD:]
+        lines = [Text(f"  {line}", style="dim", no_wrap=True, overflow="ellipsis") for line in shown]
         return Group(spinner, *lines)
+
+
+def _drawn_over(line: bytes) -> str:
+    return line.rstrip(b"\r").rpartition(b"\r")[2].decode(errors="replace")
 
 
 def shorten(line: str) -> str:
@@ -160,3 +173,6 @@ def guarded(display: Display, action: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         display.line("repro: interrupted")
         return int(ExitCode.INTERRUPTED)
+    except BrokenPipeError:  # who reads our answer has seen enough: `repro logs | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python complains when it flushes at its end
+        return SIGPIPE_CODE

@@ -11,11 +11,11 @@ import os
 import socket
 import urllib.parse
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, BinaryIO
 
-from repro import endpoint
-from repro.errors import EngineUnreachableError, EnvironmentUnfitError, ReproError
+from repro import endpoint, refusal
+from repro.errors import EngineUnreachableError, EnvironmentUnfitError
 from repro.experiment import Value
 
 
@@ -85,10 +85,6 @@ class Exit(Value, frozen=True, kw_only=True):
     error: str
 
 
-class GpuRefusedError(EnvironmentUnfitError):
-    """The engine cannot give the GPUs that were asked for."""
-
-
 def connect(timeout: int = 60) -> Engine:
     """The engine of DOCKER_HOST, of the current Docker context, or of the default socket.
 
@@ -134,6 +130,18 @@ def glance(ref: str) -> ImageFacts | None:
     if answer.status != 200:
         raise EnvironmentUnfitError(f"looking for image {ref} failed", evidence=[body.decode(errors="replace")])
     return _image_facts(json.loads(body))
+
+
+@contextmanager
+def _of_container(action: str) -> Iterator[None]:
+    """`translated`, for what is asked of one container: it may have been removed."""
+    import docker.errors
+
+    with translated(action):
+        try:
+            yield
+        except docker.errors.NotFound as error:
+            raise refusal.ContainerGoneError(f"{action} failed: it is gone", evidence=[_explanation(error)]) from error
 
 
 @contextmanager
@@ -313,18 +321,18 @@ class Engine:
         except EngineUnreachableError:
             raise
         except EnvironmentUnfitError as error:
-            raise _start_error(error) from error
+            raise refusal.of_start(error) from error
 
     def output(self, container: str) -> Iterator[bytes]:
         """The container's stdout and stderr from its beginning to its end, in chunks as they come."""
-        with translated("reading the container's output"):
+        with _of_container("reading the container's output"):
             yield from self.client.api.logs(container, stream=True, follow=True)
 
     def wait(self, container: str, timeout: float | None = None) -> Exit | None:
         """How the container ended; None when it still runs after `timeout` seconds."""
         import requests
 
-        with translated("waiting for the container"):
+        with _of_container("waiting for the container"):
             try:
                 self.client.api.wait(container, timeout=timeout)
             except (requests.ReadTimeout, requests.ConnectionError) as error:
@@ -335,7 +343,7 @@ class Engine:
 
     def exit(self, container: str) -> Exit | None:
         """How the container ended, from its state; None while it runs."""
-        with translated("inspecting the container"):
+        with _of_container("inspecting the container"):
             state = self.client.api.inspect_container(container)["State"]
         if state.get("Running"):
             return None
@@ -343,7 +351,7 @@ class Engine:
 
     def stop(self, container: str, grace: float) -> None:
         """Ask the container to end (SIGTERM), and kill it `grace` seconds later."""
-        with translated("stopping the container"):
+        with _of_container("stopping the container"):
             self.client.api.stop(container, timeout=round(grace))
 
     def kill(self, container: str) -> None:
@@ -364,8 +372,9 @@ class Engine:
         with translated("removing the container"):
             try:
                 self.client.api.remove_container(container, force=True)
-            except docker.errors.NotFound:
-                return
+            except docker.errors.APIError as error:
+                if error.response is None or error.response.status_code not in (404, 409):  # 409: being removed
+                    raise
 
     def containers(self, label: str) -> list[tuple[str, dict[str, str], bool]]:
         """(id, labels, running) of the containers that carry a label, as `key` or `key=value`."""
@@ -378,48 +387,34 @@ class Engine:
         with translated("listing containers"):
             return {str(each["ImageID"]) for each in self.client.api.containers(all=True)}
 
-    def attach(self, container: str) -> Any:
-        """A raw, two-way socket to the terminal of an interactive container; what it printed so far comes first."""
+    def attach(self, container: str) -> tuple[Any, bytes]:
+        """A raw, two-way socket to the terminal of an interactive container, and what of it has been read already."""
         with translated("attaching to the container"):
             stream = self.client.api.attach_socket(
                 container, params={"logs": 1, "stdin": 1, "stdout": 1, "stderr": 1, "stream": 1}
             )
-        return getattr(stream, "_sock", stream)  # unix sockets come wrapped in a reader
+        sock = getattr(stream, "_sock", stream)  # unix sockets come wrapped in a reader
+        return sock, _read_ahead(stream, sock)
 
     def resize(self, container: str, rows: int, columns: int) -> None:
-        """Tell the container's terminal how large the user's is."""
-        with translated("resizing the terminal"):
+        """Tell the container's terminal how large the user's is; no error when the container is over already."""
+        import docker.errors
+
+        with translated("resizing the terminal"), suppress(docker.errors.APIError):
             self.client.api.resize(container, height=rows, width=columns)
 
 
-class CommandNotFoundError(ReproError):
-    """The image does not hold the program that the experiment names."""
-
-
-def _start_error(error: EnvironmentUnfitError) -> ReproError:
-    """What an engine's refusal to start means; the texts are those of Docker 20.10 to 28 with runc."""
-    text = "\n".join(error.evidence)
-    if "could not select device driver" in text or "nvidia-container-cli" in text or "CDI device" in text:
-        return GpuRefusedError(
-            "the engine cannot give the container the GPUs that were asked for",
-            evidence=[text],
-            hints=[
-                "install NVIDIA's driver and the NVIDIA Container Toolkit, restart Docker, try `nvidia-smi`",
-                "ask for fewer or other GPUs (`gpus=1`, `gpus=[0]`), or run on the CPU: `gpus=none`",
-            ],
-        )
-    if "executable file not found" in text or ("exec:" in text and "no such file" in text):
-        return command_not_found(text)
-    return error
-
-
-def command_not_found(text: str) -> CommandNotFoundError:
-    """The error for a command that the image does not hold; `text` is what the engine or its init says."""
-    return CommandNotFoundError(
-        "the experiment's command cannot be started: the image does not hold that program",
-        evidence=[text],
-        hints=["look inside: `repro shell experiment=NAME`", "install it in the Dockerfile, or correct `command`"],
-    )
+def _read_ahead(stream: Any, sock: Any) -> bytes:
+    """What the HTTP client read of the stream together with the headers: it would be lost on the bare socket."""
+    try:
+        reader = stream._response.raw._fp.fp
+        sock.setblocking(False)
+        try:
+            return bytes(reader.peek() or b"")
+        finally:
+            sock.setblocking(True)
+    except AttributeError:  # an engine behind ssh has no such reader
+        return b""
 
 
 def _gpu_support(info: dict[str, Any]) -> str:

@@ -161,6 +161,7 @@ class RunFolder:
         self.journal = path / "journal"
         self.diff = path / "uncommitted.diff.txt"
         self.tracking = path / "tracking.json"  # where MLflow has got to; written by `tracking` alone
+        self.ignore = path / ".gitignore"  # of a folder that the user chose, perhaps inside their repository
         self.reserve = path / ".reserve"  # room for the last record on a disk that the run has filled
 
     def write(self, record: Record) -> None:

@@ -6,25 +6,24 @@ It decides nothing and needs the plan alone, so that it can happen on another ma
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import shutil
-import threading
 import time
 from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
-from repro import terminal
-from repro.engine import ContainerSpec, Engine, Exit, GpuRefusedError, command_not_found
+from repro import manifest, terminal
+from repro.engine import ContainerSpec, Engine, Exit
 from repro.errors import BadInputError, EngineUnreachableError, EnvironmentUnfitError
+from repro.experiment import Value
 from repro.plan import Plan, gpus_text
+from repro.pump import Echo, Pump
 from repro.record import End, Ended, FileUsed, Record, RunFolder, Started
+from repro.refusal import ContainerGoneError, GpuRefusedError, command_not_found
 
 RECONNECT_SECONDS = 15.0
-MISSED_BYTES = 16 << 10
 STOPPED_BY_USER = "stopped by the user"
 
 
@@ -33,13 +32,16 @@ def prepare(plan: Plan) -> RunFolder:
 
     Raises:
         EnvironmentUnfitError: the disk does not take it.
-        BadInputError: a run lies there already.
+        BadInputError: something lies there already.
     """
     import yaml
 
     folder = RunFolder(Path(plan.folder))
-    if folder.record.exists():
-        raise BadInputError(f"{folder.path} holds a run already", hints=["choose another hydra.run.dir"])
+    if folder.path.exists() and any(folder.path.iterdir()):  # where a run does not start, all of it is removed again
+        raise BadInputError(
+            f"the folder for this run is not empty: {folder.path}",
+            hints=["choose another hydra.run.dir; left alone, it is a new folder below runs/"],
+        )
     try:
         for path in (folder.outputs, folder.journal, folder.logs):
             path.mkdir(parents=True, exist_ok=True)
@@ -65,7 +67,7 @@ def discard(folder: RunFolder) -> None:
     """Remove what `prepare` made: no run took place."""
     for path in (folder.outputs, folder.journal, folder.logs, folder.inputs):
         shutil.rmtree(path, ignore_errors=True)
-    for file in (folder.record, folder.reserve, folder.config_json, folder.config_yaml, folder.diff):
+    for file in (folder.record, folder.reserve, folder.config_json, folder.config_yaml, folder.diff, folder.ignore):
         file.unlink(missing_ok=True)
     if folder.path.is_dir() and not any(folder.path.iterdir()):
         folder.path.rmdir()
@@ -90,22 +92,64 @@ def execute(
     folder = prepare(plan)
     try:
         container, gpus, notices = _launch(plan.container, engine, cpu_fallback=plan.cpu_fallback)
+        at = datetime.now(timezone.utc)
+        record = Record(planned=plan.planned, started=Started(at=at, container=container, gpus=gpus, notices=notices))
+        folder.write(record)
     except BaseException:
-        discard(folder)
+        _undo(plan, engine, folder)
         raise
-    at = datetime.now(timezone.utc)
-    record = Record(planned=plan.planned, started=Started(at=at, container=container, gpus=gpus, notices=notices))
-    folder.write(record)
-    for notice in notices:
-        say(notice)
-    started(folder, record)
-    ended = _supervise(plan, engine, container, folder, output, say)
-    if refusal := _init_refusal(ended, folder):
-        discard(folder)
-        raise command_not_found(refusal)
-    record = msgspec.structs.replace(record, ended=ended)
-    folder.write(record)
+    pump, echo = Pump(engine, container, folder.output_log), Echo(folder.output_log, output)
+
+    def begin() -> None:
+        pump.start()
+        echo.start()
+        for notice in notices:
+            say(notice)
+        started(folder, record)
+
+    try:
+        record = _conclude(record, _supervise(plan, engine, container, begin, say), folder, pump)
+    except BaseException as error:
+        _release(engine, container, say)
+        _record_failure(record, folder, error)
+        raise
+    finally:
+        echo.over.set()
+    if not pump.is_alive():  # else the engine holds the only copy of some output
+        _release(engine, container, say)
+    echo.finish()
     return record
+
+
+class _Ending(Value, frozen=True, kw_only=True):
+    """What became of the container."""
+
+    end: End
+    exit_code: int | None
+    reason: str
+
+
+def _undo(plan: Plan, engine: Engine, folder: RunFolder) -> None:
+    """No run took place: the container goes, by its name, since its id may not have arrived yet."""
+    with contextlib.suppress(EnvironmentUnfitError):
+        engine.remove(plan.container.name)
+    discard(folder)
+
+
+def _release(engine: Engine, container: str, say: Callable[[str], None]) -> None:
+    try:
+        engine.remove(container)
+    except EnvironmentUnfitError as error:
+        why = " ".join([error.what, *error.evidence])
+        say(f"the container is still there ({why}); `docker rm -f {container}` removes it")
+
+
+def _record_failure(record: Record, folder: RunFolder, error: BaseException) -> None:
+    """Something else than the run ended it: a third Ctrl-C, a failure of ours. The record says that it is over."""
+    if folder.record.exists() and folder.read().ended is None:
+        why = STOPPED_BY_USER if isinstance(error, KeyboardInterrupt) else f"repro itself failed: {error!r}"
+        ended = Ended(at=datetime.now(timezone.utc), end=End.KILLED, exit_code=None, reason=why, outputs=())
+        folder.write(msgspec.structs.replace(record, ended=ended))
 
 
 def converse(plan: Plan, engine: Engine, command: tuple[str, ...], say: Callable[[str], None]) -> int:
@@ -115,12 +159,13 @@ def converse(plan: Plan, engine: Engine, command: tuple[str, ...], say: Callable
         EnvironmentUnfitError: the container could not be started; nothing is left.
     """
     folder = prepare(plan)
-    folder.record.unlink()  # what is done by hand is no run
+    for file in (folder.record, folder.reserve):  # what is done by hand is no run
+        file.unlink(missing_ok=True)
     spec = msgspec.structs.replace(plan.container, command=command, interactive=True)
     try:
         container, _gpus, notices = _launch(spec, engine, cpu_fallback=plan.cpu_fallback)
     except BaseException:
-        discard(folder)
+        _undo(plan, engine, folder)
         raise
     for notice in notices:
         say(notice)
@@ -155,54 +200,78 @@ def _launch(spec: ContainerSpec, engine: Engine, *, cpu_fallback: bool) -> tuple
 
 
 def _supervise(
-    plan: Plan,
-    engine: Engine,
-    container: str,
-    folder: RunFolder,
-    output: Callable[[bytes], None],
-    say: Callable[[str], None],
-) -> Ended:
-    pump = _Pump(engine, container, folder.output_log, output)
-    pump.start()
+    plan: Plan, engine: Engine, container: str, begin: Callable[[], None], say: Callable[[str], None]
+) -> _Ending:
+    """Wait for the container's end, or bring it about: at the time limit, at Ctrl-C."""
     stopped: End | None = None
     exited: Exit | None = None
     try:
-        exited = _wait(engine, container, plan.time_limit, say)
-        if exited is None:
-            stopped = End.TIMEOUT
-            say(f"time limit of {plan.time_limit:g} s reached: stopping the container")
-            engine.stop(container, plan.stop_grace)
-    except KeyboardInterrupt:
-        stopped = End.KILLED
-        _interrupt(engine, container, plan.stop_grace, say)
+        try:
+            begin()
+            exited = _wait(engine, container, plan.time_limit, say)
+            if exited is None:
+                stopped = End.TIMEOUT
+                say(f"time limit of {plan.time_limit:g} s reached: stopping the container")
+                engine.stop(container, plan.stop_grace)
+        except KeyboardInterrupt:
+            if exited is None:  # else it was over already
+                stopped = stopped or End.KILLED
+                _interrupt(engine, container, plan.stop_grace, say)
+        exited = exited or _wait(engine, container, None, say)
+    except ContainerGoneError:
+        return _Ending(
+            end=End.LOST, exit_code=None, reason="its container is gone: somebody, or its engine, removed it"
+        )
     except EngineUnreachableError as error:
-        pump.give_up()
-        return _ended(End.LOST, None, f"the engine went away and did not come back: {error.what}", folder)
-    exited = exited or engine.wait(container)
-    pump.finish()
-    engine.remove(container)
-    assert exited is not None  # noqa: S101 - `wait` without a time limit ends with an exit
+        reason = f"the engine went away and did not come back: {error.what}"
+        return _Ending(end=End.LOST, exit_code=None, reason=reason)
+    assert exited is not None  # noqa: S101 - `_wait` without a time limit ends with an exit
     end, reason = verdict(exited, stopped, plan)
+    return _Ending(end=end, exit_code=exited.code, reason=reason)
+
+
+def _conclude(record: Record, ending: _Ending, folder: RunFolder, pump: Pump) -> Record:
+    """The finished record, on disk.
+
+    Raises:
+        CommandNotFoundError: no run took place, and nothing is left of it.
+    """
+    at = datetime.now(timezone.utc)
+    remarks = [ending.reason]
+
+    def write(outputs: tuple[FileUsed, ...]) -> Record:
+        reason = "; ".join(remarks)
+        ended = Ended(at=at, end=ending.end, exit_code=ending.exit_code, reason=reason, outputs=outputs)
+        folder.write(msgspec.structs.replace(record, ended=ended))
+        return msgspec.structs.replace(record, ended=ended)
+
+    if not pump.finish():
+        remarks.append("the end of its output is still with the engine: `docker logs` has it")
+    if refusal := _init_refusal(ending, folder):
+        discard(folder)
+        raise command_not_found(refusal)
     if pump.disk_error:
-        reason += f"; the disk of the run folder does not take more: {pump.disk_error}"
+        remarks.append(f"the disk of the run folder does not take more: {pump.disk_error}")
         folder.reserve.unlink(missing_ok=True)  # the record and the last lines are what it is for
         with contextlib.suppress(OSError), folder.output_log.open("ab") as log:
             log.write(pump.missed)
-    return _ended(end, exited.code, reason, folder)
+    try:
+        outputs, unread = manifest.of(folder.outputs)
+    except KeyboardInterrupt:
+        remarks.append("interrupted while its outputs were listed: they are all there, but not in this record")
+        write(())
+        raise
+    if unread:
+        remarks.append(f"{len(unread)} of its outputs cannot be read and are not listed, as {unread[0]}")
+    return write(outputs)
 
 
-def _init_refusal(ended: Ended, folder: RunFolder) -> str:
+def _init_refusal(ended: _Ending, folder: RunFolder) -> str:
     """What the container's init says when it cannot start the command; "" when the command did start."""
     if ended.exit_code not in (126, 127) or not folder.output_log.is_file():
         return ""
     text = folder.output_log.read_text(errors="replace")[:1000]
     return text.strip() if text.startswith("[FATAL tini") else ""
-
-
-def _ended(end: End, exit_code: int | None, reason: str, folder: RunFolder) -> Ended:
-    return Ended(
-        at=datetime.now(timezone.utc), end=end, exit_code=exit_code, reason=reason, outputs=manifest(folder.outputs)
-    )
 
 
 def _wait(engine: Engine, container: str, time_limit: float | None, say: Callable[[str], None]) -> Exit | None:
@@ -253,70 +322,3 @@ def verdict(exited: Exit, stopped: End | None, plan: Plan) -> tuple[End, str]:
         signal = "SIGKILL" if exited.code == 137 else "SIGTERM"
         return End.KILLED, f"ended from outside by {signal}"
     return End.FAILED, f"exit code {exited.code}" + (f": {exited.error}" if exited.error else "")
-
-
-def manifest(outputs: Path) -> tuple[FileUsed, ...]:
-    """Path, size and sha256 of every regular file below `outputs`, sorted by path."""
-    files = []
-    for path in sorted(outputs.rglob("*")):
-        if path.is_file() and not path.is_symlink():
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else _digest(file)
-            relative = path.relative_to(outputs).as_posix()
-            files.append(FileUsed(path=relative, size=path.stat().st_size, sha256=digest.hexdigest()))
-    return tuple(files)
-
-
-def _digest(file: Any) -> Any:
-    hasher = hashlib.sha256()  # Python 3.10 has no file_digest
-    while block := file.read(1 << 20):
-        hasher.update(block)
-    return hasher
-
-
-class _Pump(threading.Thread):
-    """Copies the container's output to its log and to the caller, also through a restart of the engine."""
-
-    def __init__(self, engine: Engine, container: str, log: Path, output: Callable[[bytes], None]) -> None:
-        super().__init__(daemon=True, name="container output")
-        self.engine, self.container, self.log, self.output = engine, container, log, output
-        self.delivered = 0
-        self.disk_error = ""
-        self.missed = b""  # the last of what the log has no room for
-        self.over = threading.Event()
-
-    def run(self) -> None:
-        with self.log.open("wb", buffering=0) as log:
-            while not self._copy(log) and not self.over.wait(0.5):
-                pass
-
-    def _copy(self, log: Any) -> bool:
-        """One stream from the container's first byte on, without those delivered before; True at its true end."""
-        skip = self.delivered
-        try:
-            for chunk in self.engine.output(self.container):
-                fresh = chunk[skip:]
-                skip = max(0, skip - len(chunk))
-                self.delivered += len(fresh)
-                if fresh:
-                    self._write(log, fresh)
-                    self.output(fresh)
-            # an engine that is killed ends its streams like one that is done
-            return self.engine.exit(self.container) is not None
-        except EnvironmentUnfitError:
-            return False
-
-    def _write(self, log: Any, chunk: bytes) -> None:
-        try:
-            log.write(chunk)
-        except OSError as error:  # a full disk must not stop the run
-            self.disk_error = str(error)
-            self.missed = (self.missed + chunk)[-MISSED_BYTES:]
-
-    def finish(self) -> None:
-        """The container is over: let what it printed last arrive."""
-        self.join(timeout=10)
-        self.over.set()
-
-    def give_up(self) -> None:
-        self.over.set()

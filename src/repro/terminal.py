@@ -16,7 +16,7 @@ from repro.engine import Engine
 
 def converse(engine: Engine, container: str) -> None:
     """Pass bytes both ways until the container ends; the terminal is restored whatever happens."""
-    socket = engine.attach(container)
+    socket, first = engine.attach(container)
     stdin = sys.stdin.fileno()
     interactive = os.isatty(stdin)
     before = termios.tcgetattr(stdin) if interactive else None
@@ -28,6 +28,7 @@ def converse(engine: Engine, container: str) -> None:
     previous = signal.signal(signal.SIGWINCH, resized)
     try:
         resized()
+        os.write(sys.stdout.fileno(), first)
         if interactive:
             tty.setraw(stdin, termios.TCSADRAIN)  # what was typed ahead stays
         _copy(socket, stdin)

@@ -1,0 +1,43 @@
+"""What an engine refuses, in its own words -> an error that says what to do."""
+
+from __future__ import annotations
+
+from repro.errors import EnvironmentUnfitError, ReproError
+
+
+class GpuRefusedError(EnvironmentUnfitError):
+    """The engine cannot give the GPUs that were asked for."""
+
+
+class ContainerGoneError(EnvironmentUnfitError):
+    """The engine knows the container no more: somebody removed it."""
+
+
+class CommandNotFoundError(ReproError):
+    """The image does not hold the program that the experiment names."""
+
+
+def of_start(error: EnvironmentUnfitError) -> ReproError:
+    """What an engine's refusal to start means; the texts are those of Docker 20.10 to 28 with runc."""
+    text = "\n".join(error.evidence)
+    if "could not select device driver" in text or "nvidia-container-cli" in text or "CDI device" in text:
+        return GpuRefusedError(
+            "the engine cannot give the container the GPUs that were asked for",
+            evidence=[text],
+            hints=[
+                "install NVIDIA's driver and the NVIDIA Container Toolkit, restart Docker, try `nvidia-smi`",
+                "ask for fewer or other GPUs (`gpus=1`, `gpus=[0]`), or run on the CPU: `gpus=none`",
+            ],
+        )
+    if "executable file not found" in text or ("exec:" in text and "no such file" in text):
+        return command_not_found(text)
+    return error
+
+
+def command_not_found(text: str) -> CommandNotFoundError:
+    """The error for a command that the image does not hold; `text` is what the engine or its init says."""
+    return CommandNotFoundError(
+        "the experiment's command cannot be started: the image does not hold that program",
+        evidence=[text],
+        hints=["look inside: `repro shell experiment=NAME`", "install it in the Dockerfile, or correct `command`"],
+    )
