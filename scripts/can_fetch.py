@@ -4,11 +4,12 @@ import os
 import sys
 from pathlib import Path
 
-from repro import config, doctor
+from repro import config, data, doctor
 from repro.project import Project, cache_folder
 
 project = Project.find(Path.cwd())
-wanted = config.compose(project, [f"experiment={sys.argv[1]}"]).data
+composed = config.compose(project, [f"experiment={sys.argv[1]}"]).data
+wanted = {name: data.rooted(dataset, project.root) for name, dataset in composed.items()}
 found = doctor.datasets(wanted, cache=cache_folder(), local=os.environ.get("REPRO_DATA_SOURCE"))
 missing = [finding for finding in found if finding.level is not doctor.Level.OK]
 for finding in missing:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from repro import config
@@ -45,6 +47,16 @@ def test_the_machines_own_choice_is_read_when_it_is_there_and_the_command_line_w
     assert composed(project, "image=tensorflow").image.variant == "tensorflow"
 
 
+def test_what_an_experiment_says_itself_goes_before_the_machines_choice(project: Project) -> None:
+    (project.conf / "local").mkdir()
+    (project.conf / "local" / "default.yaml").write_text(
+        "# @package _global_\ndefaults: [{override /image: tensorflow-cpu}]\nresources: {shm: 1g, pids: 9}\n"
+    )
+    write_experiment(project.root, "big", "[sh]", "defaults: [{override /image: debian}]\nresources: {shm: 4g}\n")
+    big = config.compose(project, ["experiment=big"])
+    assert (big.image.variant, big.resources.shm, big.resources.pids) == ("debian", 4 << 30, 9)
+
+
 @pytest.mark.parametrize(
     ("text", "size"), [("4GiB", 4 << 30), ("4g", 4 << 30), ("512m", 512 << 20), ("1.5k", 1536), ("7", 7)]
 )
@@ -72,6 +84,13 @@ def test_sizes_may_have_units(project: Project, text: str, size: int) -> None:
         (["experiment=toy", "command=[]"], "command: expected `array` of length >= 1", ""),
         (["experiment=toy", "name='a b'"], "name: expected `str` matching regex", ""),
         (["experiment=toy", "command=[true]"], "command[0]: expected `str`, got `bool`", "quote it"),
+        (["experiment=toy", "env.A=1"], "unknown key env.A", "+env.A=..."),
+        (["experiment=toy", "image.build_args.A=1"], "unknown key image.build_args.A", "+image.build_args.A=..."),
+        (["experiment=toy", "params.epochs=inf"], "params.epochs is inf", "params.epochs=null"),
+        (["experiment=toy", "+params.many=[1,nan]"], "params.many[1] is nan", "null"),
+        (["experiment=toy", "resources.cpus=inf"], "resources.cpus is inf", ""),
+        (["experiment=toy", "data=null"], "must be a string or a list", "data=none"),
+        (["experiment=toy", "~image"], "image.variant has no value", ""),
         (["experiment=toy", "seed=["], "no viable alternative", ""),
         (["experiment=toy", "seed=1,2"], "Ambiguous value for argument 'seed=1,2'", ""),
     ],
@@ -87,6 +106,33 @@ def test_numbers_in_a_command_and_in_the_environment_are_text(project: Project) 
     experiment = config.compose(project, ["experiment=numbers"])
     assert experiment.command == ("sh", "-c", "exit", "3", "0.1")
     assert experiment.env == {"LEVEL": "2"}
+
+
+def test_every_key_of_the_image_can_be_set(project: Project) -> None:
+    image = composed(project, "image.context=[a]", "image.target=t", "+image.build_args.PY=3").image
+    assert (image.context, image.target, image.build_args) == (("a",), "t", {"PY": "3"})
+    assert config.compose_image(project, ["+image.build_args.PY=3"]).build_args == {"PY": "3"}
+
+
+def test_a_file_that_is_no_text_is_named(project: Project) -> None:
+    (project.conf / "experiment" / "latin.yaml").write_bytes(b"# @package _global_\nname: caf\xe9\n")
+    caught = error(project, "experiment=latin")
+    assert "is not UTF-8" in caught.what
+    assert "latin.yaml" in str(caught)
+
+
+def test_a_configuration_that_does_not_begin_with_ours_is_told_how(project: Project) -> None:
+    (project.conf / "config.yaml").write_text("name: mine\n")
+    for overrides in ([], ["experiment=toy"]):
+        with pytest.raises(BadInputError) as caught:
+            config.compose_image(project, overrides)
+        assert "defaults: [repro, _self_]" in str(caught.value)
+
+
+def test_what_editors_leave_beside_a_file_is_no_experiment(project: Project) -> None:
+    (project.conf / "experiment" / ".#toy.yaml").symlink_to("nobody@host.1:2")
+    assert config.options(project, "experiment") == ["toy"]
+    assert config.compose_image(project, []).variant == "tensorflow"
 
 
 def test_a_key_that_a_file_invents_is_an_error_too(project: Project) -> None:
@@ -122,3 +168,18 @@ def test_an_image_that_depends_on_the_environment_is_composed_each_time(
     assert config.compose_image(project, []).base == "one:1"
     monkeypatch.setenv("BASE_OF_TEST", "two:2")
     assert config.compose_image(project, []).base == "two:2"
+
+
+def test_an_image_is_composed_again_whatever_decides_it_has_changed(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BASE_OF_TEST", "one:1")
+    override = "image.base=${oc.env:BASE_OF_TEST}"
+    assert config.compose_image(project, [override]).base == "one:1"
+    monkeypatch.setenv("BASE_OF_TEST", "two:2")
+    assert config.compose_image(project, [override]).base == "two:2"
+    (tmp_path / "elsewhere").mkdir()
+    (project.conf / "image").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    for base in ("a:1", "a:2"):
+        (tmp_path / "elsewhere" / "tensorflow.yaml").write_text(f"variant: tensorflow\nbase: {base}\n")
+        assert config.compose_image(project, []).base == base

@@ -91,6 +91,24 @@ def test_a_declared_folder_is_taken_without_what_never_belongs_to_an_image(root:
     assert list(read(root, ".")) == [".hidden", DOCKERFILE, "docker/requirements.txt", "src/a.py"]
 
 
+def test_what_runs_write_is_no_part_of_the_whole_project_unless_it_is_named(root: Path) -> None:
+    before = read(root, ".")
+    for name in ("runs/1/record.json", "mlflow.db", "mlflow.db-wal", "mlartifacts/1/x", "conf/local/default.yaml"):
+        write(root, name)
+    assert read(root, ".") == before
+    write(root, "src/runs/a.py")  # a name of ours elsewhere is the user's
+    write(root, "runs2.txt")
+    assert read(root, ".").keys() - before.keys() == {"src/runs/a.py", "runs2.txt"}
+    assert "runs/1/record.json" in read(root, "runs")
+    assert "runs/1/record.json" in read(root, "runs/1")
+    assert "conf/local/default.yaml" not in read(root, "conf")
+
+
+def test_a_dockerignore_that_is_no_text_is_said(root: Path) -> None:
+    write(root, ".dockerignore", b"# caf\xe9\n")
+    assert ".dockerignore is no UTF-8 text" in refused(root)
+
+
 def test_dockerignore_is_obeyed_but_cannot_take_the_dockerfile(root: Path) -> None:
     write(root, ".dockerignore", "# remark\n**/*.log\ndocker\nsrc\n!src/keep.py\n")
     for name in ("src/drop.py", "src/keep.py", "tools/a.sh", "tools/a.log"):

@@ -6,6 +6,8 @@ import io
 import os
 import pty
 import re
+import subprocess
+import sys
 import threading
 import time
 
@@ -60,9 +62,10 @@ def test_a_line_without_end_takes_neither_memory_nor_time() -> None:
 def test_a_terminal_that_has_gone_ends_nothing() -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    stream = io.TextIOWrapper(os.fdopen(writer, "wb", buffering=0), write_through=True)
-    with Display(stream=stream).step("run") as step:
-        step.detail = "finished"
+    code = "from repro.display import Display\nwith Display().step('run') as step: step.say('x')\nprint('went on')"
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=writer, check=False)
+    os.close(writer)
+    assert done.stdout == b"went on\n"
 
 
 def test_a_step_that_fails_says_so_and_lets_the_error_pass() -> None:

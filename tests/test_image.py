@@ -114,7 +114,9 @@ CHANGES = {
 @pytest.mark.parametrize("field", CHANGES)
 def test_every_field_that_decides_an_image_changes_the_hash(root: Path, field: str) -> None:
     (root / "docker" / "extra.txt").write_text("x")
-    (root / "docker" / "Dockerfile").write_text("FROM base AS last\n")  # copies nothing: valid for all of them
+    (root / "docker" / "Dockerfile").write_text(
+        "ARG BASE_IMAGE\nFROM ${BASE_IMAGE} AS last\n"
+    )  # copies nothing: valid for all of them
     assert spec(root, **{field: CHANGES[field]}).digest != spec(root).digest
 
 
@@ -141,7 +143,7 @@ def test_every_file_changes_the_hash(root: Path, name: str) -> None:
 
 
 def test_a_renamed_moved_added_or_removed_file_changes_the_hash(root: Path) -> None:
-    (root / "docker" / "Dockerfile").write_text("FROM base AS last\n")
+    (root / "docker" / "Dockerfile").write_text("ARG BASE_IMAGE\nFROM ${BASE_IMAGE} AS last\n")
     sub = root / "tools" / "sub"
     seen = {spec(root).digest}
     (sub / "b.txt").rename(sub / "c.txt")
@@ -283,7 +285,7 @@ def test_the_context_holds_exactly_the_hashed_files(root: Path) -> None:
             )
             for each in members
         )
-    assert read == found.files
+    assert read == tuple(msgspec.structs.replace(file, text=False) for file in found.files)
     assert {(each.uid, each.gid, each.uname, each.gname, each.mtime) for each in members} == {
         (0, 0, "", "", image.MTIME)
     }
@@ -301,7 +303,7 @@ def test_names_of_any_length_and_script_fit_into_a_context(root: Path) -> None:
 def test_build_arguments_tell_the_dockerfile_its_base_and_requirements(root: Path) -> None:
     ours = {"BASE_IMAGE": "name@sha256:1", "REQUIREMENTS": "docker/requirements.txt", "A": "1", "B": "2"}
     assert spec(root).arguments("name@sha256:1") == ours
-    (root / "docker" / "Dockerfile").write_text("FROM base AS last\n")
+    (root / "docker" / "Dockerfile").write_text("ARG BASE_IMAGE\nFROM ${BASE_IMAGE} AS last\n")
     assert "REQUIREMENTS" not in spec(root, requirements=None).arguments("b")
 
 
@@ -328,26 +330,79 @@ def test_a_build_argument_cannot_contradict_what_decides_it(root: Path, argument
 )
 def test_a_copy_of_what_is_not_declared_names_the_line_and_the_key(root: Path, line: str, add: str | None) -> None:
     (root / "docker" / "setup.sh").write_text("")
-    (root / "docker" / "Dockerfile").write_text(f"FROM base AS last\nARG FROM_CONFIG\n{line}\n")
+    (root / "docker" / "Dockerfile").write_text(
+        f"ARG BASE_IMAGE\nFROM ${{BASE_IMAGE}} AS last\nARG FROM_CONFIG\n{line}\n"
+    )
     with pytest.raises(BadInputError) as caught:
         spec(root, build_args={"FROM_CONFIG": "docker/setup.sh"})
     said = str(caught.value)
-    number = 3 + line.count("\n")
+    number = 4 + line.count("\n")
     assert f"docker/Dockerfile:{number}: " in said
     assert f"`image.context: [tools, {add or 'docker/setup.sh'}]`" in said
 
 
 def test_following_the_advice_makes_the_copy_valid(root: Path) -> None:
     (root / "docker" / "setup.sh").write_text("")
-    (root / "docker" / "Dockerfile").write_text("FROM base AS last\nCOPY docker/setup.sh /tmp/\n")
+    (root / "docker" / "Dockerfile").write_text(
+        "ARG BASE_IMAGE\nFROM ${BASE_IMAGE} AS last\nCOPY docker/setup.sh /tmp/\n"
+    )
     assert spec(root, context=("tools", "docker/setup.sh")).digest
 
 
 def test_a_copy_of_what_does_not_exist_says_so(root: Path) -> None:
-    (root / "docker" / "Dockerfile").write_text("FROM base AS last\nCOPY docker/misspelt.sh /tmp/\n")
+    (root / "docker" / "Dockerfile").write_text(
+        "ARG BASE_IMAGE\nFROM ${BASE_IMAGE} AS last\nCOPY docker/misspelt.sh /tmp/\n"
+    )
     with pytest.raises(BadInputError) as caught:
         spec(root)
     assert "docker/misspelt.sh does not exist" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ARG BASE_IMAGE\nFROM ${BASE_IMAGE} AS last\n",
+        "ARG BASE_IMAGE=other:1\nFROM $BASE_IMAGE AS last\n",
+        "ARG BASE_IMAGE\nARG BASE=${BASE_IMAGE}\nFROM debian:12 AS build\nFROM $BASE AS last\n",
+        "ARG BASE_IMAGE\nFROM $BASE_IMAGE AS build\nFROM scratch AS last\nCOPY --from=build /x /x\n",
+        "FROM tensorflow/tensorflow:2.21.0 AS last\n",  # the same, in full
+    ],
+)
+def test_a_dockerfile_may_use_its_base_in_any_way(root: Path, text: str) -> None:
+    (root / "docker" / "Dockerfile").write_text(text)
+    assert spec(root).base == CONFIG.base
+
+
+@pytest.mark.parametrize(
+    ("text", "changes"),
+    [
+        ("FROM python:3.12-slim AS last\n", {}),
+        ("FROM python:3.12-slim AS last\nFROM tensorflow/tensorflow:2.21.0\n", {}),  # behind the target
+        ("FROM python:3.12-slim AS last\nARG BASE_IMAGE\nENV X=$BASE_IMAGE\n", {}),
+        ("FROM tensorflow/tensorflow:2.21.0 AS last\n", {"bootstrap": RECIPE}),
+    ],
+)
+def test_a_dockerfile_that_is_not_built_on_its_base_is_refused(
+    root: Path, text: str, changes: dict[str, object]
+) -> None:
+    (root / "docker" / "Dockerfile").write_text(text)
+    with pytest.raises(BadInputError) as caught:
+        spec(root, **changes)
+    assert "is not built on BASE_IMAGE" in caught.value.what
+    assert f"docker/Dockerfile:1: {text.splitlines()[0]}" in caught.value.evidence
+    assert f"`base: {text.split()[1]}`" in caught.value.hints[0]
+
+
+def test_the_recipe_of_an_image_is_there_however_its_files_were_declared(root: Path) -> None:
+    recipe = {"docker/Dockerfile", "docker/requirements.txt", "docker/more.txt"}
+    assert spec(root).recipe().keys() == recipe
+    assert spec(root, context=(".",)).recipe().keys() == recipe
+
+
+def test_a_double_wildcard_is_no_mistake_of_ours(root: Path) -> None:
+    (root / "docker" / "Dockerfile").write_text(f"{DOCKERFILE}COPY src/**.py /x/\n")
+    with pytest.raises(BadInputError, match="not declared"):
+        spec(root)
 
 
 # what counts as present ------------------------------------------------------------------------------------------

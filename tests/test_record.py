@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import tempfile
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -94,6 +97,32 @@ def test_the_manifest_takes_any_name_and_says_what_it_cannot_read(tmp_path: Path
     assert [file.path for file in files] == ["caf\\xe9"]
     assert unread == ()
     assert msgspec.json.encode(files)
+
+
+AS_NOBODY = """
+import os, sys
+from pathlib import Path
+from repro import manifest
+if os.geteuid() == 0:  # who may read everything
+    os.setgid(65534)
+    os.setuid(65534)
+print(manifest.of(Path(sys.argv[1])))
+"""
+
+
+def test_the_manifest_names_what_cannot_be_read() -> None:
+    with tempfile.TemporaryDirectory() as name:  # pytest's own folders are closed to others
+        folder = Path(name, "outputs")
+        (folder / "closed").mkdir(parents=True)
+        (folder / "locked").write_text("1")
+        Path(name).chmod(0o755)
+        for path in (folder / "locked", folder / "closed"):
+            path.chmod(0)
+        done = subprocess.run(
+            [sys.executable, "-c", AS_NOBODY, str(folder)], capture_output=True, text=True, check=False, cwd="/"
+        )
+        assert done.stdout == "((), ('closed', 'locked'))\n", done.stderr
+        (folder / "closed").chmod(0o700)
 
 
 @pytest.mark.parametrize(

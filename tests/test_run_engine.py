@@ -309,7 +309,7 @@ def test_hydras_own_folder_for_a_run_is_respected(lab: Project, repro: Repro, tm
     record, folder = latest(lab)
     assert folder.path.resolve() == tmp_path / "mine"
     again = repro("run", "experiment=toy", f"hydra.run.dir={tmp_path}/mine", "tracking.enabled=false")
-    assert (again.returncode, "holds a run already" in again.stderr) == (2, True)
+    assert (again.returncode, "is not empty" in again.stderr) == (2, True)
     assert repro("show", record.planned.run).returncode == 0
 
 

@@ -158,6 +158,8 @@ class Run:
     [
         (None, {}, "sqlite:////p/mlflow.db"),
         (None, {"MLFLOW_TRACKING_URI": "http://server:5000/"}, "http://server:5000"),
+        (None, {"MLFLOW_TRACKING_URI": "postgresql://me:secret@host:5432/db"}, "postgresql://me@host:5432/db"),
+        (None, {"MLFLOW_TRACKING_URI": "databricks"}, "databricks"),
         ("sqlite:///other.db", {"MLFLOW_TRACKING_URI": "http://server:5000"}, "sqlite:////p/other.db"),
         ("sqlite:////srv/x.db", {}, "sqlite:////srv/x.db"),
         ("postgresql+psycopg2://host/db", {}, "postgresql+psycopg2://host/db"),
@@ -177,13 +179,30 @@ def test_the_store_is_the_configured_or_the_environments_or_the_projects(
         ("/srv/mlruns", "migrate-filestore"),
         ("sqlite://", "names no file"),
         ("sqlite:///:memory:", "names no file"),
-        ("https://me:secret@server", "MLFLOW_TRACKING_PASSWORD"),
+        ("https://me:secret@server", "MLFLOW_TRACKING_URI"),
+        ("postgresql://me:secret@server/db", "MLFLOW_TRACKING_URI"),
     ],
 )
 def test_a_store_that_cannot_be_is_refused(uri: str, says: str) -> None:
-    with pytest.raises(BadInputError, match=says) as caught:
+    with pytest.raises(BadInputError) as caught:
         tracking.resolve_uri(uri, Project(Path("/p")), {})
+    assert says in str(caught.value)
     assert "secret" not in str(caught.value)
+
+
+def test_the_password_of_a_server_is_not_taken_from_its_address() -> None:
+    with pytest.raises(BadInputError) as caught:
+        tracking.resolve_uri(None, Project(Path("/p")), {"MLFLOW_TRACKING_URI": "https://me:secret@server"})
+    assert "MLFLOW_TRACKING_PASSWORD" in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_mlflow_gets_the_password_of_a_database_from_the_environment_alone() -> None:
+    environ = {"MLFLOW_TRACKING_URI": "postgresql://me:secret@host/db"}
+    recorded = tracking.resolve_uri(None, Project(Path("/p")), environ)
+    assert store.with_password(recorded, environ) == environ["MLFLOW_TRACKING_URI"]
+    assert store.with_password("postgresql://me@other/db", environ) == "postgresql://me@other/db"
+    assert store.with_password(recorded, {}) == recorded
 
 
 def test_without_mlflow_the_state_of_a_run_is_told(tmp_path: Path) -> None:

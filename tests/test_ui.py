@@ -61,17 +61,16 @@ def test_pages_open_in_the_training_view(tmp_path: Path) -> None:
     )
 
 
-def test_nothing_that_runs_is_not_stopped(tmp_path: Path) -> None:
+def test_a_note_of_a_server_that_has_gone_is_not_believed(tmp_path: Path) -> None:
     here = Project(tmp_path)
-    assert not ui.stop(here)
     here.scratch.mkdir()
     dead = subprocess.Popen(["true"])
     dead.wait()
     for pid in (dead.pid, os.getpid()):  # neither a dead process nor one that is no server
-        note = here.scratch / "ui.json"
-        note.write_text(json.dumps({"pid": pid, "port": 1, "uri": "sqlite:///x"}))
-        assert not ui.stop(here)
-        assert not note.exists()
+        (here.scratch / "ui.json").write_text(json.dumps({"pid": pid, "port": 1, "uri": "sqlite:///x"}))
+        assert ui._running(here.scratch) is None
+    (here.scratch / "ui.json").write_text("torn")
+    assert ui._running(here.scratch) is None
 
 
 @pytest.mark.tracking
@@ -96,4 +95,24 @@ def test_one_server_shows_the_runs_until_it_is_interrupted(project: Project, fol
     assert first.communicate(timeout=20)[0] == "held\n"
     with pytest.raises(OSError, match="refused"):
         get(f"{address}/health")
-    assert not ui.stop(project)
+    assert not (project.scratch / "ui.json").exists()
+
+
+@pytest.mark.tracking
+def test_each_of_two_servers_ends_with_its_own_command(project: Project) -> None:  # noqa: F811
+    def begin(name: str) -> tuple[subprocess.Popen[str], str]:
+        command = [sys.executable, "-c", HOLD, str(project.root), f"sqlite:///{project.root / name}"]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert process.stdout
+        return process, process.stdout.readline().strip()
+
+    (first, one), (second, two) = begin("one.db"), begin("two.db")
+    first.send_signal(signal.SIGINT)
+    assert first.communicate(timeout=20)[0] == "held\n"
+    with pytest.raises(OSError, match="refused"):
+        get(f"{one}/health")
+    assert get(f"{two}/health") == b"OK"
+    second.send_signal(signal.SIGHUP)  # its terminal was closed
+    assert second.communicate(timeout=20)[0] == "held\n"
+    with pytest.raises(OSError, match="refused"):
+        get(f"{two}/health")

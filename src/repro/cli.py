@@ -163,7 +163,7 @@ def prune(args: argparse.Namespace, display: Display) -> int:
     project, engine = Project.find(Path.cwd()), connect()
     rows = housekeeping.images(engine, project.runs)
     plan = housekeeping.plan_prune(rows, lockfile.read(project.lock), user=user_name(), force=args.force)
-    if args.json and not args.yes:
+    if args.json and not (args.yes and plan.removed):
         print(report.as_json(plan))
         return ExitCode.OK
     for kept in plan.kept:
@@ -201,9 +201,14 @@ def shell(args: argparse.Namespace, display: Display) -> int:
     return run.shell(args.overrides, args.command, display)
 
 
-def runs(args: argparse.Namespace, _display: Display) -> int:
+def runs(args: argparse.Namespace, display: Display) -> int:
     """Every recorded run."""
-    records = [folder.read() for folder in folders(Project.find(Path.cwd()).runs)][::-1]
+    records = []
+    for folder in reversed(folders(Project.find(Path.cwd()).runs)):
+        try:
+            records.append(folder.read())
+        except BadInputError as error:  # of another version, or damaged: no reason not to list the others
+            display.notice(" ".join([error.what, *error.evidence]))
     if args.json:
         print(report.as_json(records))
         return ExitCode.OK
@@ -307,10 +312,21 @@ def init(_args: argparse.Namespace, display: Display) -> int:
         name = source.relative_to(template).as_posix()
         target = here / (".gitignore" if name == "gitignore" else name)
         if target.exists():
-            display.line(f"keeps   {target.relative_to(here)}")
+            added = _add_lines(target, source.read_text()) if name == "gitignore" else 0
+            display.line(f"keeps   {target.relative_to(here)}" + (f", with {added} lines more" if added else ""))
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)
         display.line(f"writes  {target.relative_to(here)}")
     print("next: commit it (`git init && git add -A && git commit`), then `repro run experiment=hello`")
     return ExitCode.OK
+
+
+def _add_lines(file: Path, wanted: str) -> int:
+    """Append the lines that a file does not have yet; how many."""
+    text = file.read_text(errors="surrogateescape")
+    missing = [line for line in wanted.splitlines() if line not in text.splitlines()]
+    if missing:
+        begin = "" if not text or text.endswith("\n") else "\n"
+        file.write_text(text + begin + "\n".join(missing) + "\n", errors="surrogateescape")
+    return len(missing)

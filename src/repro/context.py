@@ -20,6 +20,7 @@ from repro.errors import BadInputError
 from repro.experiment import Value
 
 NEVER = frozenset({".git", "__pycache__", ".repro", ".venv"})
+WRITTEN = ("runs", "mlartifacts", "mlruns", "mlflow.db*", "conf/local")  # by runs and for one machine: only if declared
 COMMENT = re.compile(r"(^|\s)#.*$")  # pip's own
 INCLUDES = ("-r", "--requirement", "-c", "--constraint")
 LOCALS = ("-e", "--editable", "-f", "--find-links")
@@ -33,6 +34,7 @@ class ContextFile(Value, frozen=True, kw_only=True):
     content: bytes = b""
     executable: bool = False
     link: str | None = None  # target of a symlink
+    text: bool = False  # the Dockerfile or requirements: line ends are normal, and people may want to read it later
 
     def identity(self) -> dict[str, Any]:
         """What of it is hashed."""
@@ -103,7 +105,7 @@ def _text(root: Path, name: str, named_by: str) -> ContextFile:
         content.decode()
     except UnicodeDecodeError as error:
         raise BadInputError(f"{name} is no UTF-8 text", evidence=[str(error)]) from error
-    return ContextFile(path=normal(name), content=content)
+    return ContextFile(path=normal(name), content=content, text=True)
 
 
 def _requirements(root: Path, first: str, declared: Sequence[str]) -> list[ContextFile]:
@@ -176,10 +178,10 @@ def _declared(root: Path, name: str) -> Iterator[Path]:
             f"image.context names {name}, which does not exist",
             hints=[f"make it, or correct the list; it is looked for below {root}"],
         )
-    yield from _walk(top)
+    yield from _walk(top, lambda path: path.name in NEVER or _written(path.relative_to(root).as_posix(), name))
 
 
-def _walk(top: Path) -> Iterator[Path]:
+def _walk(top: Path, left_out: Callable[[Path], bool]) -> Iterator[Path]:
     if top.is_symlink() or not top.is_dir():
         yield top
         return
@@ -188,8 +190,18 @@ def _walk(top: Path) -> Iterator[Path]:
     except OSError as error:
         raise BadInputError(f"{top} cannot be read", evidence=[str(error)]) from error
     for entry in entries:
-        if entry.name not in NEVER:
-            yield from _walk(entry)
+        if not left_out(entry):
+            yield from _walk(entry, left_out)
+
+
+def _written(relative: str, declared: str) -> bool:
+    """Whether it is what runs write, and not meant by its own name: `image.context: [.]` would never be the same."""
+    for pattern in WRITTEN:
+        depth = pattern.count("/") + 1
+        top = "/".join(relative.split("/")[:depth])
+        if fnmatch.fnmatchcase(top, pattern):
+            return not _below(normal(declared), top)
+    return False
 
 
 def _ignored(root: Path, dockerfile: str) -> Callable[[str], bool]:
@@ -205,6 +217,8 @@ def _ignored(root: Path, dockerfile: str) -> Callable[[str], bool]:
             lines = (root / name).read_text(encoding="utf-8-sig").splitlines()
         except OSError:
             continue
+        except UnicodeDecodeError as error:
+            raise BadInputError(f"{name} is no UTF-8 text", evidence=[str(error)]) from error
         patterns = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
         try:
             matcher = PatternMatcher(patterns)

@@ -22,6 +22,8 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote, urlsplit
 
+import msgspec
+
 from repro.errors import BadInputError, EnvironmentUnfitError
 from repro.experiment import DatasetConfig, Value
 from repro.record import DatasetUsed, FileUsed, write_atomic
@@ -60,9 +62,8 @@ def fetch(
         EnvironmentUnfitError: no source has a file as it should be, or the cache cannot be written.
     """
     _check(name, config)
-    digest = digest_of(config)
     root = cache / "data"
-    folder = root / f"{name}-{digest[:16]}"
+    folder = root / f"{name}-{digest_of(config)[:16]}"
     if not cached(name, config, cache=cache):
         with _cache_errors(cache), _progress(say, drawn=progress) as (line, bar):
             objects = {path: root / "sha256" / sha256 for path, sha256 in config.files.items()}
@@ -75,9 +76,7 @@ def fetch(
             _assemble(folder, objects, line)
             with suppress(OSError):  # a cache that others maintain: then each run verifies everything
                 _remember(folder)
-    sizes = _times(folder)
-    files = tuple(FileUsed(path=path, size=sizes[path][0], sha256=config.files[path]) for path in sorted(config.files))
-    return DatasetUsed(name=name, digest=digest, files=files, folder=str(folder))
+    return expected(name, config, cache=cache)
 
 
 def cached(name: str, config: DatasetConfig, *, cache: Path) -> bool:
@@ -89,6 +88,28 @@ def cached(name: str, config: DatasetConfig, *, cache: Path) -> bool:
     except (OSError, ValueError):
         return False
     return bool(remembered == found and found.keys() == config.files.keys())
+
+
+def expected(name: str, config: DatasetConfig, *, cache: Path) -> DatasetUsed:
+    """The dataset as `fetch` would have it, without fetching: sizes of what is not here are 0.
+
+    Raises:
+        BadInputError: as `fetch`.
+    """
+    _check(name, config)
+    digest = digest_of(config)
+    folder = cache / "data" / f"{name}-{digest[:16]}"
+    sizes = _times(folder)
+    files = (FileUsed(path=path, size=sizes.get(path, (0, 0))[0], sha256=sum_) for path, sum_ in config.files.items())
+    return DatasetUsed(
+        name=name, digest=digest, files=tuple(sorted(files, key=lambda file: file.path)), folder=str(folder)
+    )
+
+
+def rooted(config: DatasetConfig, root: Path) -> DatasetConfig:
+    """With folders among its sources taken from the project's root, wherever the command was typed."""
+    sources = (each if "://" in each else str(root / Path(each).expanduser()) for each in config.sources)
+    return msgspec.structs.replace(config, sources=tuple(sources))
 
 
 def digest_of(config: DatasetConfig) -> str:

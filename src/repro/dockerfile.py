@@ -32,6 +32,14 @@ class Copy(Value, frozen=True, kw_only=True):
     sources: tuple[str, ...]  # relative to the context's root, wildcards as written; what is not known keeps its `$`
 
 
+class Base(Value, frozen=True, kw_only=True):
+    """A FROM: what it names, with variables replaced; it may be an earlier stage."""
+
+    line: int
+    text: str
+    image: str
+
+
 class Need(Value, frozen=True, kw_only=True):
     """Something that only BuildKit can do."""
 
@@ -55,6 +63,22 @@ def local_copies(text: str, build_args: Mapping[str, str], target: str | None = 
         sources = tuple(each for each in sources if instruction.name != "ADD" or not URL.search(each))
         if sources:
             found.append(Copy(line=instruction.start_line, text=instruction.original.strip(), sources=sources))
+    return tuple(found)
+
+
+def bases(text: str, build_args: Mapping[str, str], target: str | None = None) -> tuple[Base, ...]:
+    """What the stages up to `target` start from, at least one.
+
+    Raises:
+        BadInputError: this is no Dockerfile.
+    """
+    found = []
+    scope = _Scope(build_args)
+    for instruction in _until(target, _instructions(text)):
+        if instruction.name == "FROM":
+            image = scope.expanded_before_stages(instruction.args[0])
+            found.append(Base(line=instruction.start_line, text=instruction.original.strip(), image=image))
+        scope.enter(instruction)
     return tuple(found)
 
 
@@ -170,12 +194,20 @@ class _Scope:
 
     def expanded(self, word: str) -> str:
         """A word as the builder sees it; what depends on unknown variables keeps its `$`."""
-        from e2b_dockerfile_utils import ShellLex
+        return _expanded(word, {**self._args, **self._env})
 
-        try:
-            return str(ShellLex("\\", env={**self._args, **self._env}).process_word(word))
-        except ValueError:
-            return word
+    def expanded_before_stages(self, word: str) -> str:
+        """A word of a FROM, for which the arguments before the first one count."""
+        return _expanded(word, self._global)
+
+
+def _expanded(word: str, variables: dict[str, str]) -> str:
+    from e2b_dockerfile_utils import ShellLex
+
+    try:
+        return str(ShellLex("\\", env=variables).process_word(word))
+    except ValueError:
+        return word
 
 
 def _normal(source: str) -> str:

@@ -21,7 +21,7 @@ import msgspec
 from repro.engine import EngineFacts
 from repro.errors import EnvironmentUnfitError, ExitCode, ReproError
 from repro.experiment import DatasetConfig, Value
-from repro.project import Project, cache_folder
+from repro.project import Project, cache_folder, ignored_folder
 from repro.record import write_atomic
 
 REGISTRY = "https://registry-1.docker.io/v2/"
@@ -118,9 +118,9 @@ def choose(findings: Sequence[Finding]) -> Choice:
 def write(project: Project, choice: Choice, now: datetime) -> tuple[Path, bool]:
     """Note the choice in conf/local/default.yaml; (the file, False when it is the user's own and was left alone)."""
     path = project.conf / "local" / "default.yaml"
-    if path.exists() and not path.read_text().startswith(("# @package _global_\n" + MARKER, MARKER)):
+    if path.exists() and not path.read_text(errors="replace").startswith(("# @package _global_\n" + MARKER, MARKER)):
         return path, False
-    path.parent.mkdir(parents=True, exist_ok=True)
+    ignored_folder(path.parent)
     text = (
         "# @package _global_\n"
         f"{MARKER} on {now:%Y-%m-%d}, for this machine alone; git ignores it.\n"
@@ -275,17 +275,18 @@ def _has(place: str) -> bool:
 
 def _configuration(project: Project) -> list[Finding]:
     """Every experiment of the project composed, and the datasets that they name."""
-    from repro import config
+    from repro import config, data
 
     broken: list[Finding] = []
     wanted: dict[str, DatasetConfig] = {}
     names = config.options(project, "experiment")
     for name in names:
         try:
-            wanted.update(config.compose(project, [f"experiment={name}"]).data)
+            composed = config.compose(project, [f"experiment={name}"])
+            wanted.update({each: data.rooted(dataset, project.root) for each, dataset in composed.data.items()})
         except ReproError as error:
             broken.append(Finding(what=f"experiment {name}", level=Level.WARN, detail=error.what, hint=_hint(error)))
-    composed = Finding(
+    experiments = Finding(
         what="experiments",
         level=Level.OK if names else Level.WARN,
         detail=", ".join(names) or f"none in {project.conf / 'experiment'}",
@@ -293,7 +294,7 @@ def _configuration(project: Project) -> list[Finding]:
         facts={"count": len(names), "broken": len(broken)},
     )
     local = os.environ.get("REPRO_DATA_SOURCE")
-    return [composed, *broken, *datasets(wanted, cache=cache_folder(), local=local)]
+    return [experiments, *broken, *datasets(wanted, cache=cache_folder(), local=local)]
 
 
 def _hint(error: ReproError) -> str:
@@ -309,10 +310,11 @@ def _git(project: Project) -> Finding:
     head = _answer("git", "-C", str(project.root), "rev-parse", "--verify", "--quiet", "HEAD")
     if head:
         return Finding(what="git", level=Level.OK, detail=f"{version}, HEAD is {head[:12]}", facts={"head": head})
+    inside = _answer("git", "-C", str(project.root), "rev-parse", "--is-inside-work-tree")
     return Finding(
         what="git",
-        level=Level.BAD,
-        detail=f"{version}; {project.root} is not a repository with a commit",
+        level=Level.WARN if inside else Level.BAD,
+        detail=f"{version}; {project.root} is {'a repository without a commit' if inside else 'no repository'}",
         hint="`git init && git add -A && git commit -m begin`: a run records the code that ran",
     )
 

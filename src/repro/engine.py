@@ -387,14 +387,16 @@ class Engine:
         with translated("listing containers"):
             return {str(each["ImageID"]) for each in self.client.api.containers(all=True)}
 
-    def attach(self, container: str) -> tuple[Any, bytes]:
-        """A raw, two-way socket to the terminal of an interactive container, and what of it has been read already."""
+    def attach(self, container: str) -> Any:
+        """A raw, two-way socket to the terminal of an interactive container that has not started yet.
+
+        Of one that runs already, what it said together with the answer's headers would be lost.
+        """
         with translated("attaching to the container"):
             stream = self.client.api.attach_socket(
-                container, params={"logs": 1, "stdin": 1, "stdout": 1, "stderr": 1, "stream": 1}
+                container, params={"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1}
             )
-        sock = getattr(stream, "_sock", stream)  # unix sockets come wrapped in a reader
-        return sock, _read_ahead(stream, sock)
+        return getattr(stream, "_sock", stream)  # unix sockets come wrapped in a reader
 
     def resize(self, container: str, rows: int, columns: int) -> None:
         """Tell the container's terminal how large the user's is; no error when the container is over already."""
@@ -402,19 +404,6 @@ class Engine:
 
         with translated("resizing the terminal"), suppress(docker.errors.APIError):
             self.client.api.resize(container, height=rows, width=columns)
-
-
-def _read_ahead(stream: Any, sock: Any) -> bytes:
-    """What the HTTP client read of the stream together with the headers: it would be lost on the bare socket."""
-    try:
-        reader = stream._response.raw._fp.fp
-        sock.setblocking(False)
-        try:
-            return bytes(reader.peek() or b"")
-        finally:
-            sock.setblocking(True)
-    except AttributeError:  # an engine behind ssh has no such reader
-        return b""
 
 
 def _gpu_support(info: dict[str, Any]) -> str:

@@ -72,14 +72,14 @@ def images(engine: Engine, runs: Path | None) -> tuple[Row, ...]:
 
     Those recorded in `runs`, and in every folder that was ever remembered.
     """
-    used: dict[str, list[str]] = {}
+    used: dict[str, set[str]] = {}  # a run may be reached in two ways
     places = dict.fromkeys([*([runs.absolute()] if runs else []), *_remembered()])
     for folder in (folder for place in places for folder in folders(place)):
         try:
             planned = folder.read().planned
         except ReproError:  # a record of another version: it may need an image, but cannot say which
             continue
-        used.setdefault(planned.image.id, []).append(planned.run)
+        used.setdefault(planned.image.id, set()).add(planned.run)
     busy = engine.image_ids_in_use()
     rows = [
         Row(

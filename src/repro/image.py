@@ -5,6 +5,7 @@ docs/images.md says what the hash is made of, and why.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import io
 import secrets
@@ -12,7 +13,7 @@ import tarfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -76,6 +77,7 @@ class ImageSpec(Value, frozen=True, kw_only=True):
             platform=config.platform,
             network=config.network,
         )
+        check_base(spec)
         check_copies(spec, root)
         return spec
 
@@ -115,9 +117,7 @@ class ImageSpec(Value, frozen=True, kw_only=True):
 
     def recipe(self) -> dict[str, str]:
         """The Dockerfile and the requirements by path, as text: what people read of an image."""
-        others = [PurePosixPath(name) for name in self.declared]
-        own = [file for file in self.files if not any(PurePosixPath(file.path).is_relative_to(each) for each in others)]
-        return {file.path: file.content.decode() for file in own}
+        return {file.path: file.content.decode() for file in self.files if file.text}
 
     def arguments(self, base: str) -> dict[str, str]:
         """The build arguments: the user's, and ours that say which base and which requirements."""
@@ -157,6 +157,23 @@ class Image(Value, frozen=True, kw_only=True):
     seconds: float
 
 
+def check_base(spec: ImageSpec) -> None:
+    """Refuse a Dockerfile that is not built on `image.base`: the record would name a base that it was not built on.
+
+    Raises:
+        BadInputError: with its FROM lines, and what to write.
+    """
+    wanted = bases.tag_of(spec.bootstrap) if spec.bootstrap else spec.base
+    found = dockerfile.bases(spec.dockerfile_text, spec.arguments(wanted), spec.target)
+    if wanted not in (base.image for base in found):
+        begin = "let it begin with `ARG BASE_IMAGE` and `FROM ${BASE_IMAGE}`"
+        raise BadInputError(
+            f"{spec.dockerfile} is not built on BASE_IMAGE, so that `image.base` ({spec.base}) would not be true",
+            evidence=[f"{spec.dockerfile}:{base.line}: {base.text}" for base in found],
+            hints=[f"{begin}; the name goes into the variant's file in conf/image/: `base: {found[-1].image}`"],
+        )
+
+
 def check_copies(spec: ImageSpec, root: Path) -> None:
     """Refuse a Dockerfile that copies what is not in the context, before a builder does so in worse words.
 
@@ -168,7 +185,7 @@ def check_copies(spec: ImageSpec, root: Path) -> None:
     for copy in dockerfile.local_copies(spec.dockerfile_text, spec.arguments(spec.base), spec.target):
         for source in copy.sources:
             if "$" not in source and not context.holds(spec.files, spec.declared, source):
-                there = any(root.glob(source)) if source != "." else True
+                there = source == "." or bool(glob.glob(source, root_dir=root))  # noqa: PTH207 - Path's refuses `a**`
                 missing[source] = "" if there else f"{source} does not exist below {root}"
                 problems.append(f"{spec.dockerfile}:{copy.line}: {copy.text}")
     if missing:
@@ -216,6 +233,25 @@ def ensure(
                 found = _build(spec, engine, say=say, build_log=build_log, no_cache=no_cache, pull=pull)
                 return _image(spec, found, built=True, seconds=time.monotonic() - begun)
     return _image(spec, found, built=False, seconds=time.monotonic() - begun)
+
+
+def look(spec: ImageSpec, engine: Engine) -> Image:
+    """The image of `spec` as the engine has it; where it has none, an image without an id."""
+    found = accepted(spec, engine.image(spec.tag))
+    if found:
+        return _image(spec, found, built=False, seconds=0.0)
+    return Image(
+        variant=spec.variant,
+        tag=spec.tag,
+        id="",
+        spec=spec.digest,
+        base=spec.base,
+        base_resolved="",
+        platform=spec.platform,
+        digest=None,
+        built=False,
+        seconds=0.0,
+    )
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import secrets
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,7 @@ import msgspec
 from repro import journal, store, view
 from repro.errors import ReproError
 from repro.journal import Events, Position
+from repro.project import ignored_folder
 from repro.record import Record, RunFolder, write_atomic
 from repro.tracking import State, state
 
@@ -257,6 +259,8 @@ class Publication:
         elif self.uri.startswith("http") and not _here(self.uri):
             self._remark(f"no artifacts: the server keeps them in {uri}, a folder of its own machine")
         else:
+            if file := store.sqlite_file(self.uri):
+                ignored_folder(store.artifacts(file))  # else the next snapshot of the code would hold these outputs
             for path, name in artifacts(self.folder):
                 link(path, target / name)
         self._note(artifacts=True)
@@ -310,8 +314,7 @@ def artifacts(folder: RunFolder) -> Iterator[tuple[Path, str]]:
 def link(source: Path, target: Path) -> None:
     """The same bytes under a second name; a copy where the file systems differ."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name[:200]}.repro")
-    temporary.unlink(missing_ok=True)
+    temporary = target.with_name(f".{secrets.token_hex(8)}.repro")
     try:
         os.link(source, temporary, follow_symlinks=False)
     except OSError:

@@ -73,7 +73,9 @@ class Task:
         except Gone as gone:
             return self._reply(ok=True, reason=str(gone))
         except Timeout:
-            return self._failed(now, last, "another process is bringing it there right now", ())
+            busy = "another process is bringing it there right now"
+            # of a run that goes on, that is the command which runs it: all is well
+            return self._reply(ok=True, reason=busy) if last and not self._over() else self._failed(now, last, busy, ())
         except Exception as error:  # noqa: BLE001 - MLflow raises of everything, and no other run must end for it
             log.info("%s: %s: %s", self.run, type(error).__name__, error)
             return self._failed(now, last, *explain(error, self.uri))
@@ -182,7 +184,7 @@ class Publisher:
 def _client(uri: str) -> Any:
     from mlflow import MlflowClient
 
-    return MlflowClient(tracking_uri=uri)
+    return MlflowClient(tracking_uri=store.with_password(uri, os.environ))
 
 
 if __name__ == "__main__":

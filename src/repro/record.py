@@ -210,10 +210,13 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 
 def folders(runs: Path) -> list[RunFolder]:
-    """Every run under `runs`, oldest first: ids sort by second, records tell runs of one second apart."""
+    """Every run under `runs`, once, oldest first: ids sort by second, records tell runs of one second apart."""
     if not runs.is_dir():
         return []
     found = sorted(path for path in runs.iterdir() if (path / "record.json").is_file())
+    linked = {path.resolve() for path in found if path.is_symlink()}  # by its id, to a name that the user chose
+    if linked:
+        found = [path for path in found if path.is_symlink() or path.resolve() not in linked]
     ordered: list[RunFolder] = []
     for _second, paths in groupby(found, key=lambda path: path.name[:SECOND]):
         together = [RunFolder(path) for path in paths]

@@ -117,12 +117,13 @@ def table(titles: Sequence[str], rows: Sequence[Sequence[str]], width: int | Non
 
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     grid = Table(*titles, box=None, pad_edge=False, padding=(0, 1), header_style="")
     for column in grid.columns:
         column.overflow = "fold"
     for row in rows:
-        grid.add_row(*row)
+        grid.add_row(*map(Text, row))  # not as markup: engines write [[gpu]]
     console = Console(file=io.StringIO(), width=width or 200, color_system=None)
     console.print(grid)
     text: str = console.file.getvalue()  # type: ignore[attr-defined]

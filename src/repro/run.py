@@ -9,16 +9,20 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
+
+import msgspec
 
 from repro import config, housekeeping, image, journal, lockfile, report, runner, source
 from repro import plan as planning
 from repro.display import Display, guarded
 from repro.engine import Engine, EngineFacts, connect
-from repro.errors import ExitCode, ReproError
+from repro.errors import BadInputError, EnvironmentUnfitError, ExitCode, ReproError
 from repro.experiment import Experiment, ImageConfig
+from repro.image import Image, ImageSpec
 from repro.project import Project, cache_folder, ignored_folder, user_name
 from repro.record import DatasetUsed, End, ImageUsed, Record, RunFolder
 from repro.tracking import Follower, resolve_uri
@@ -41,11 +45,13 @@ def main(arguments: Sequence[str]) -> int:
     """Run one experiment, or several with Hydra's `-m`; the exit code."""
     flags, for_hydra = parser().parse_known_args(arguments)
     display = Display(verbose=flags.verbose)
+    if for_hydra and for_hydra[0] in ("-sc", "--shell-completion") and "query=bash" not in for_hydra:
+        return guarded(display, lambda: _completion(for_hydra[1:]))
     return guarded(display, lambda: _main(flags, for_hydra, tuple(arguments), display))
 
 
 def _main(flags: argparse.Namespace, for_hydra: list[str], argv: tuple[str, ...], display: Display) -> int:
-    session = Session(Project.find(Path.cwd()), display, argv=argv, locked=flags.locked)
+    session = Session(Project.find(Path.cwd()), display, argv=argv, locked=flags.locked, only_look=flags.plan)
     codes: list[int] = []
 
     def job(compose: Callable[[], config.Composed]) -> None:
@@ -56,6 +62,8 @@ def _main(flags: argparse.Namespace, for_hydra: list[str], argv: tuple[str, ...]
             codes.append(error.exit_code)
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's stop is a Ctrl-C
+    if {"-m", "--multirun"} & set(for_hydra):  # Hydra writes there before the snapshot is taken
+        ignored_folder(session.project.runs)
     try:
         config.run(session.project, for_hydra, job)
     finally:
@@ -63,12 +71,29 @@ def _main(flags: argparse.Namespace, for_hydra: list[str], argv: tuple[str, ...]
     return max(codes, default=ExitCode.OK)
 
 
+def _completion(wanted: list[str]) -> int:
+    """Hydra's own would complete `python` everywhere, and `repro run` nowhere."""
+    if wanted == ["install=bash"]:
+        print((Path(__file__).parent / "completion.bash").read_text(), end="")
+    elif wanted == ["uninstall=bash"]:
+        print("complete -r repro")
+    else:
+        raise BadInputError(
+            f"no completion for {' '.join(wanted) or 'nothing'}",
+            hints=[
+                'bash: eval "$(repro run -sc install=bash)"',
+                "zsh: the same, after `autoload -U bashcompinit; bashcompinit`",
+            ],
+        )
+    return ExitCode.OK
+
+
 def _job(session: Session, composed: config.Composed, flags: argparse.Namespace, display: Display) -> int:
     plan = session.plan(composed)
     if flags.plan:
         print(report.as_json(plan))
         return ExitCode.OK
-    record, folder = session.execute(plan, composed)
+    record, folder = session.execute(plan)
     # the jobs of a multirun do not wait for MLflow one after the other: it catches up by itself
     mlflow = session.tracked(record, folder, 0.0 if composed.sweep else composed.experiment.tracking.wait)
     metrics = journal.latest(folder)
@@ -111,9 +136,18 @@ def shell(overrides: Sequence[str], command: str, display: Display) -> int:
 class Session:
     """What the jobs of one command share: one snapshot, one engine, one image for each spec, one follower."""
 
-    def __init__(self, project: Project, display: Display, *, argv: tuple[str, ...], locked: bool = False) -> None:
-        self.project, self.display, self.argv, self.locked = project, display, argv, locked
-        self.images: dict[str, tuple[image.ImageSpec, image.Image]] = {}
+    def __init__(
+        self,
+        project: Project,
+        display: Display,
+        *,
+        argv: tuple[str, ...],
+        locked: bool = False,
+        only_look: bool = False,  # build and fetch nothing
+    ) -> None:
+        self.project, self.display, self.argv = project, display, argv
+        self.locked, self.only_look = locked, only_look
+        self.images: dict[bytes, tuple[ImageSpec, Image]] = {}
         self._follower: Follower | None = None
 
     @cached_property
@@ -135,20 +169,32 @@ class Session:
             self.display.notice(f"{name} looks like a secret and is in the snapshot: add it to .gitignore")
         return snapshot, folder, source.diff_text(snapshot, self.project.root)
 
-    def image(self, wanted: ImageConfig) -> tuple[image.ImageSpec, image.Image]:
-        """The image of a configuration, built when it is missing, and what it is made from."""
-        spec = image.ImageSpec.read(wanted, self.project.root)
-        if spec.digest not in self.images:
-            if self.locked:
-                lockfile.require(lockfile.read(self.project.lock), spec)
-            with self.display.step("image") as step:
-                log = ignored_folder(self.project.scratch) / "logs" / f"build-{spec.digest[:16]}.log"
-                made = image.ensure(spec, self.engine, say=step.say, build_log=log)
-                step.detail = f"{made.tag} {'built' if made.built else 'present'}"
-            if self.locked:
-                lockfile.require(lockfile.read(self.project.lock), spec, made)
-            self.images[spec.digest] = spec, made
-        return self.images[spec.digest]
+    def image(self, wanted: ImageConfig) -> tuple[ImageSpec, Image]:
+        """The image of a configuration, built when it is missing, and what it is made from.
+
+        Its files are read once: what is edited during a multirun changes no later job of it.
+        """
+        key = msgspec.json.encode(wanted)
+        if key not in self.images:
+            spec = ImageSpec.read(wanted, self.project.root)
+            self.images[key] = spec, self._made(spec)
+        return self.images[key]
+
+    def _made(self, spec: ImageSpec) -> Image:
+        if self.locked:
+            lockfile.require(lockfile.read(self.project.lock), spec)
+        if self.only_look:
+            made = image.look(spec, self.engine)
+            if not made.id:
+                self.display.notice(f"{made.tag} is missing: the run would build it")
+            return made
+        with self.display.step("image") as step:
+            log = ignored_folder(self.project.scratch) / "logs" / f"build-{spec.digest[:16]}.log"
+            made = image.ensure(spec, self.engine, say=step.say, build_log=log)
+            step.detail = f"{made.tag} {'built' if made.built else 'present'}"
+        if self.locked:
+            lockfile.require(lockfile.read(self.project.lock), spec, made)
+        return made
 
     def data(self, experiment: Experiment) -> tuple[DatasetUsed, ...]:
         """The datasets of an experiment, fetched and verified."""
@@ -156,17 +202,19 @@ class Session:
             return ()
         from repro import data
 
+        cache = cache_folder()
+        wanted = {name: data.rooted(dataset, self.project.root) for name, dataset in experiment.data.items()}
+        if self.only_look:
+            for name, dataset in wanted.items():
+                if not data.cached(name, dataset, cache=cache):
+                    self.display.notice(f"data {name} is not in the cache: the run would fetch it")
+            return tuple(data.expected(name, dataset, cache=cache) for name, dataset in wanted.items())
+        local = os.environ.get("REPRO_DATA_SOURCE")
         with self.display.step("data", fold=False) as step:
+            live = self.display.live
             fetched = tuple(
-                data.fetch(
-                    name,
-                    dataset,
-                    cache=cache_folder(),
-                    local=os.environ.get("REPRO_DATA_SOURCE"),
-                    say=step.say,
-                    progress=self.display.live,
-                )
-                for name, dataset in experiment.data.items()
+                data.fetch(name, dataset, cache=cache, local=local, say=step.say, progress=live)
+                for name, dataset in wanted.items()
             )
             step.detail = ", ".join(f"{each.name} ({len(each.files)} files)" for each in fetched)
         return fetched
@@ -179,7 +227,7 @@ class Session:
         inputs = spec.recipe()
         if self.project.lock.is_file():
             inputs[self.project.lock.name] = self.project.lock.read_text(encoding="utf-8", errors="replace")
-        facts = self.engine.image(made.id)
+        facts = self.engine.image(made.id) if made.id else None
         ingredients = planning.Ingredients(
             code=snapshot.code(),
             code_folder=str(code_folder),
@@ -220,28 +268,46 @@ class Session:
             tracking_uri=resolve_uri(tracking.uri, self.project) if tracking.enabled else None,
         )
 
-    def execute(self, plan: planning.Plan, composed: config.Composed) -> tuple[Record, RunFolder]:
+    def execute(self, plan: planning.Plan) -> tuple[Record, RunFolder]:
         """Run the plan, while MLflow follows."""
         ignored_folder(self.project.runs)
         folder = RunFolder(Path(plan.folder))
         housekeeping.remember(folder.path.parent)
         with self.display.step("run") as step:
-            record = runner.execute(
-                plan,
-                self.engine,
-                started=lambda folder, record: self._started(folder, record, composed),
-                output=step.output,
-                say=self.display.notice,
-            )
+            try:
+                record = runner.execute(
+                    plan,
+                    self.engine,
+                    started=self._started,
+                    output=step.output,
+                    say=self.display.notice,
+                )
+            finally:
+                self._link(plan.planned.run, folder)
             step.detail = report.outcome(record)
         return record, folder
 
-    def _started(self, folder: RunFolder, record: Record, composed: config.Composed) -> None:
-        if composed.folder:  # every verb finds a run by its id below runs/
-            (self.project.runs / record.planned.run).symlink_to(folder.path, target_is_directory=True)
+    def _started(self, folder: RunFolder, record: Record) -> None:
+        self._link(record.planned.run, folder)
+        if folder.path.is_relative_to(self.project.root):  # one that the user chose may be where git looks
+            with suppress(EnvironmentUnfitError):
+                ignored_folder(folder.path)
         # only now: MLflow's import would compete with the start of the container for the machine's cores
         if record.planned.tracking_uri is not None:
-            self.follower(record.planned.tracking_uri).follow(folder)
+            try:
+                self.follower(record.planned.tracking_uri).follow(folder)
+            except OSError as error:
+                self.display.notice(f"not in MLflow for now: {error}; `repro sync {record.planned.run}` catches up")
+
+    def _link(self, run: str, folder: RunFolder) -> None:
+        """Every verb finds a run by its id below runs/, wherever its folder is; one that did not take place is gone."""
+        link = self.project.runs / run
+        if link != folder.path:
+            with suppress(OSError):
+                if not folder.record.exists():
+                    link.unlink()
+                elif not link.is_symlink():
+                    link.symlink_to(folder.path, target_is_directory=True)
 
     def follower(self, uri: str) -> Follower:
         """The process that feeds MLflow: started when first asked for, one for all jobs."""
@@ -253,7 +319,10 @@ class Session:
         """What to tell the user of MLflow, after waiting for it for at most `seconds`."""
         if self._follower is None or record.planned.tracking_uri is None:
             return "off"
-        replies = self._follower.wait(seconds, folder)
+        try:
+            replies = self._follower.wait(seconds, folder)
+        except KeyboardInterrupt:  # the run is over and recorded: its summary is worth more than the wait
+            replies = []
         for reply in replies:
             for remark in reply.remarks:
                 self.display.notice(f"MLflow: {remark}")
@@ -270,7 +339,7 @@ class Session:
             self._follower.close()
 
 
-def _notices(wanted: ImageConfig, made: image.Image) -> tuple[str, ...]:
+def _notices(wanted: ImageConfig, made: Image) -> tuple[str, ...]:
     if wanted.bootstrap or "@sha256:" in wanted.base:
         return ()
     return (f"floating base: {wanted.base} is a name that may move; this image was built on {made.base_resolved}",)

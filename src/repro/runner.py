@@ -162,28 +162,39 @@ def converse(plan: Plan, engine: Engine, command: tuple[str, ...], say: Callable
     for file in (folder.record, folder.reserve):  # what is done by hand is no run
         file.unlink(missing_ok=True)
     spec = msgspec.structs.replace(plan.container, command=command, interactive=True)
-    try:
-        container, _gpus, notices = _launch(spec, engine, cpu_fallback=plan.cpu_fallback)
-    except BaseException:
-        _undo(plan, engine, folder)
-        raise
-    for notice in notices:
-        say(notice)
-    try:
-        terminal.converse(engine, container)
-        exited = engine.wait(container)
-    finally:
-        engine.remove(container)
+    with contextlib.ExitStack() as sockets:
+        lines = []  # to the container; the last one counts
+
+        def created(container: str) -> None:
+            lines.append(sockets.enter_context(contextlib.closing(engine.attach(container))))
+
+        try:
+            container, _gpus, notices = _launch(spec, engine, cpu_fallback=plan.cpu_fallback, created=created)
+        except BaseException:
+            _undo(plan, engine, folder)
+            raise
+        for notice in notices:
+            say(notice)
+        try:
+            terminal.converse(engine, container, lines[-1])
+            exited = engine.wait(container)
+        finally:
+            engine.remove(container)
     return exited.code if exited else 0
 
 
-def _launch(spec: ContainerSpec, engine: Engine, *, cpu_fallback: bool) -> tuple[str, str, tuple[str, ...]]:
+def _launch(
+    spec: ContainerSpec, engine: Engine, *, cpu_fallback: bool, created: Callable[[str], None] = lambda _container: None
+) -> tuple[str, str, tuple[str, ...]]:
     """Create and start a container: its id, the GPUs that it has, what to tell the user.
+
+    `created` is called between the two.
 
     With `cpu_fallback`, an engine without GPUs gets one without them in its place. What cannot be started is removed.
     """
     container = engine.create(spec)
     try:
+        created(container)
         engine.start(container)
     except GpuRefusedError as refusal:
         engine.remove(container)
@@ -191,7 +202,9 @@ def _launch(spec: ContainerSpec, engine: Engine, *, cpu_fallback: bool) -> tuple
             raise
         why = "; ".join(refusal.evidence).splitlines()[-1]
         notice = f"NO GPU: this engine offers none, so this is on the CPU ({why})"
-        container, gpus, _ = _launch(msgspec.structs.replace(spec, gpus=()), engine, cpu_fallback=False)
+        container, gpus, _ = _launch(
+            msgspec.structs.replace(spec, gpus=()), engine, cpu_fallback=False, created=created
+        )
         return container, gpus, (notice,)
     except BaseException:
         engine.remove(container)

@@ -262,11 +262,13 @@ def _write_tree(
         hidden = [entry for entry in listing.tracked if _is_hidden(repository, entry)]
         if hidden:  # set anew, without the mark
             _set_entries(repository, index, ((entry.mode, entry.oid, entry.path) for entry in hidden))
+        sparse = any(entry.tag in {"S", "s"} for entry in listing.tracked)  # else files outside of its cone are refused
         git(
             repository.top,
             *options,
             "add",
             "-A",
+            *(["--sparse"] if sparse else []),
             "--",
             ".",
             *(f":(exclude,glob)**/{name}" for name in STORE),

@@ -10,6 +10,7 @@ import re
 import shutil
 import sqlite3
 import tempfile
+from collections.abc import Mapping
 from importlib import util
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -22,21 +23,21 @@ SERVERS = ("http", "https", "databricks")
 
 
 def resolve_uri(configured: str | None, root: Path) -> str:
-    """An absolute tracking URI: a relative sqlite path is one below `root`.
+    """An absolute tracking URI without a password: a relative sqlite path is one below `root`.
 
     Raises:
-        BadInputError: MLflow cannot keep runs there, or it holds a password.
+        BadInputError: MLflow cannot keep runs there, or a server's address holds a password.
     """
     uri = configured or f"sqlite:///{root / 'mlflow.db'}"
-    scheme = uri.partition(":")[0].partition("+")[0] if ":" in uri else ""
+    scheme = uri.partition(":")[0].partition("+")[0]
     if scheme in SERVERS:
-        if urlsplit(uri).password:
+        if has_password(uri):
             raise BadInputError(
-                "tracking.uri holds a password, which would be written into every record",
+                "the tracking URI holds a password, which would be written into every record",
                 hints=["set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in place of it"],
             )
         return uri.rstrip("/")
-    if scheme not in DATABASES:
+    if scheme not in DATABASES or ":" not in uri:
         raise BadInputError(
             f"tracking.uri: MLflow keeps no runs in {uri!r} any more (files and folders as a store are retired)",
             hints=[
@@ -50,7 +51,27 @@ def resolve_uri(configured: str | None, root: Path) -> str:
         if not found or not path or path.startswith(":memory:"):
             raise BadInputError(f"tracking.uri: {uri!r} names no file", hints=["sqlite:///relative.db, sqlite:////abs"])
         return f"{prefix}:///{root / path}"
-    return uri
+    return without_password(uri)
+
+
+def has_password(uri: str) -> bool:
+    """Whether a URI is one that no record may show."""
+    return urlsplit(uri).password is not None
+
+
+def without_password(uri: str) -> str:
+    """A URI as records and messages may show it."""
+    parts = urlsplit(uri)
+    if parts.password is None:
+        return uri
+    user, _, host = parts.netloc.rpartition("@")
+    return parts._replace(netloc=f"{user.partition(':')[0]}@{host}").geturl()
+
+
+def with_password(uri: str, environ: Mapping[str, str]) -> str:
+    """A URI as MLflow needs it: with the password that MLFLOW_TRACKING_URI has for it."""
+    given = environ.get("MLFLOW_TRACKING_URI", "")
+    return given if given and has_password(given) and without_password(given) == uri else uri
 
 
 def sqlite_file(uri: str) -> Path | None:

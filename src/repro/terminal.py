@@ -14,9 +14,8 @@ from typing import Any
 from repro.engine import Engine
 
 
-def converse(engine: Engine, container: str) -> None:
+def converse(engine: Engine, container: str, socket: Any) -> None:
     """Pass bytes both ways until the container ends; the terminal is restored whatever happens."""
-    socket, first = engine.attach(container)
     stdin = sys.stdin.fileno()
     interactive = os.isatty(stdin)
     before = termios.tcgetattr(stdin) if interactive else None
@@ -28,7 +27,6 @@ def converse(engine: Engine, container: str) -> None:
     previous = signal.signal(signal.SIGWINCH, resized)
     try:
         resized()
-        os.write(sys.stdout.fileno(), first)
         if interactive:
             tty.setraw(stdin, termios.TCSADRAIN)  # what was typed ahead stays
         _copy(socket, stdin)
@@ -36,7 +34,6 @@ def converse(engine: Engine, container: str) -> None:
         signal.signal(signal.SIGWINCH, previous)
         if before is not None:
             termios.tcsetattr(stdin, termios.TCSADRAIN, before)
-        socket.close()
 
 
 def _copy(socket: Any, stdin: int) -> None:

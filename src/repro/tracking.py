@@ -20,7 +20,7 @@ from typing import Literal
 import msgspec
 
 from repro import store
-from repro.errors import EnvironmentUnfitError, ReproError
+from repro.errors import BadInputError, EnvironmentUnfitError, ReproError
 from repro.experiment import Value
 from repro.journal import Position
 from repro.project import Project, ignored_folder
@@ -78,8 +78,13 @@ def resolve_uri(configured: str | None, project: Project, environ: Mapping[str, 
     """Where MLflow is: as configured, else MLFLOW_TRACKING_URI, else mlflow.db in the project.
 
     Raises:
-        BadInputError: MLflow cannot keep runs there.
+        BadInputError: MLflow cannot keep runs there, or the configuration, which is recorded, holds a password.
     """
+    if configured and store.has_password(configured):
+        raise BadInputError(
+            "tracking.uri holds a password, which would be written into every record",
+            hints=["set MLFLOW_TRACKING_URI to it: what is recorded then is the address without the password"],
+        )
     return store.resolve_uri(configured or environ.get("MLFLOW_TRACKING_URI"), project.root)
 
 

@@ -48,13 +48,15 @@ class Site:
         """Stay until Ctrl-C, or until the server ends; returns at once when it is somebody else's."""
         if self.process is None:
             return
-        try:
+        for each in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal, a batch system: the server goes, too
+            signal.signal(each, signal.default_int_handler)
+        with contextlib.suppress(KeyboardInterrupt):
             self.process.wait()
-        except KeyboardInterrupt:
-            pass
-        finally:
-            stop(project)
-            self.process.wait()
+        with contextlib.suppress(KeyboardInterrupt):  # a second Ctrl-C does not leave it half ended
+            _end(self.process)
+        noted = _noted(project.scratch)
+        if noted and noted.pid == self.process.pid:
+            (project.scratch / "ui.json").unlink(missing_ok=True)
 
     def page(self, folder: RunFolder | None = None, *, run: bool = True) -> str:
         """The page of a run, or with `run=False` of its experiment's runs, in the training view."""
@@ -87,24 +89,21 @@ def start(uri: str, project: Project, say: Callable[[str], None], *, port: int =
     return Site(server.address, process)
 
 
-def stop(project: Project) -> bool:
-    """Stop the server that `start` started, by this process or another; False when none runs."""
-    server = _running(project.scratch)
-    (project.scratch / "ui.json").unlink(missing_ok=True)
-    if server is None:
-        return False
-    _end(server)
-    return True
+def _noted(scratch: Path) -> Server | None:
+    try:
+        return msgspec.json.decode((scratch / "ui.json").read_bytes(), type=Server)
+    except (OSError, msgspec.MsgspecError):
+        return None
 
 
 def _running(scratch: Path) -> Server | None:
     """The noted server, when it is alive and answers as one of MLflow's."""
+    server = _noted(scratch)
     try:
-        server = msgspec.json.decode((scratch / "ui.json").read_bytes(), type=Server)
-        os.kill(server.pid, 0)
-    except (OSError, msgspec.MsgspecError):
+        os.kill(server.pid if server else 0, 0)
+    except OSError:
         return None
-    return server if _healthy(server) else None
+    return server if server and _healthy(server) else None
 
 
 def _healthy(server: Server) -> bool:
@@ -120,7 +119,7 @@ def _launch(uri: str, project: Project, port: int) -> tuple[Server, subprocess.P
     program = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     file = store.sqlite_file(uri)
     artifacts = store.artifacts(file) if file else project.root / "mlartifacts"
-    program += ["--backend-store-uri", uri, "--artifacts-destination", str(artifacts)]
+    program += ["--artifacts-destination", str(artifacts)]
     log = _log(project.scratch)
     log.parent.mkdir(exist_ok=True)
     with log.open("wb") as output:
@@ -132,6 +131,7 @@ def _launch(uri: str, project: Project, port: int) -> tuple[Server, subprocess.P
             cwd=log.parent,  # it makes folders where it stands
             env={
                 **os.environ,
+                "MLFLOW_BACKEND_STORE_URI": store.with_password(uri, os.environ),  # arguments are for all to see
                 "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
                 "MLFLOW_DISABLE_TELEMETRY": "true",
                 "GIT_PYTHON_REFRESH": "quiet",
@@ -147,12 +147,10 @@ def _await(server: Server, process: subprocess.Popen[bytes], log: Path, say: Cal
         while not _healthy(server) and process.poll() is None and time.monotonic() - begun < START_SECONDS:
             time.sleep(0.1)
     except KeyboardInterrupt:
-        _end(server)
-        process.wait()
+        _end(process)
         raise
     if not _healthy(server):
-        _end(server)
-        process.wait()
+        _end(process)
         raise EnvironmentUnfitError(
             f"MLflow's server did not come up on port {server.port}",
             evidence=log.read_text(errors="replace").splitlines()[-8:],
@@ -161,15 +159,13 @@ def _await(server: Server, process: subprocess.Popen[bytes], log: Path, say: Cal
     say(f"MLflow's server is up after {time.monotonic() - begun:.1f} s")
 
 
-def _end(server: Server) -> None:
-    """SIGTERM to the server and its worker, then SIGKILL."""
-    give_up = time.monotonic() + STOP_SECONDS
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(server.pid, signal.SIGTERM)
-        while time.monotonic() < give_up and _healthy(server):
-            time.sleep(0.1)
-        if time.monotonic() >= give_up:
-            os.killpg(server.pid, signal.SIGKILL)
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """SIGTERM to the server and its worker, then SIGKILL to what is left of them."""
+    for each, seconds in ((signal.SIGTERM, STOP_SECONDS), (signal.SIGKILL, None)):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, each)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
 
 
 def _port(wanted: int) -> int:
