@@ -13,11 +13,15 @@ else
 fi
 
 experiment=mnist
-if ! .venv/bin/python scripts/can_fetch.py "$experiment"; then # it said why
+for override; do
+    case $override in experiment=*) experiment= ;; esac # the user's own choice
+done
+if [ -n "$experiment" ] && ! .venv/bin/python scripts/can_fetch.py "$experiment"; then # it said why
     experiment=digits
     echo "MNIST cannot be fetched here: running experiment=$experiment instead, whose data is in the image"
 fi
 verbose=()
 [ -z "${V:-}" ] || verbose=(-v)
-echo "[4/4] python -m repro.run experiment=$experiment${*:+ $*} …"
-exec .venv/bin/python -m repro.run "experiment=$experiment" "${verbose[@]+"${verbose[@]}"}" "$@"
+set -- ${experiment:+"experiment=$experiment"} "${verbose[@]+"${verbose[@]}"}" "$@"
+echo "[4/4] python -m repro.run $* …"
+exec .venv/bin/python -m repro.run "$@"

@@ -155,7 +155,7 @@ def test_the_summary_tells_what_was_run_and_what_came_out() -> None:
         "  commit   cccccccccccc  (with uncommitted changes)",
         "  gpus     none",
         "  metrics  accuracy 0.95",
-        "  outputs  /r/outputs  (1 files, 3 B)",
+        "  outputs  /r/outputs  (1 file, 3 B)",
         "  mlflow   repro ui",
     ]
 
@@ -180,3 +180,7 @@ def test_a_table_keeps_long_cells_whole() -> None:
     text = report.table(("A", "B"), [("x" * 80, "1"), ("y", "2")])
     assert "x" * 80 in text
     assert len(text.splitlines()) == 3
+
+
+def test_a_table_shows_brackets_as_they_are() -> None:
+    assert "[[gpu]] [/usr/bin] [bold]" in report.table(("A",), [("[[gpu]] [/usr/bin] [bold]",)])

@@ -215,6 +215,8 @@ def test_a_sparse_checkout_keeps_the_files_that_are_not_there(tmp_path: Path) ->
     git(root, "update-index", "--assume-unchanged", "a.py", "sub/b.py")
     put(root, {"a.py": "2\n"})
     assert exported(root, tmp_path / "out") == {"a.py": b"2\n", "sub/b.py": b"b\n"}
+    put(root, {"sub/new.py": "new\n"})  # outside of what is checked out
+    assert exported(root, tmp_path / "out")["sub/new.py"] == b"new\n"
 
 
 def test_what_is_tracked_is_asked_of_the_users_index_every_time(tmp_path: Path) -> None:

@@ -375,6 +375,7 @@ def test_a_finished_run_is_all_there(project: Project, follower: Follower) -> No
     experiment = client(run.uri).get_experiment(shown.info.experiment_id)
     assert {"mlflow.experimentKind", "mlflow.sharedViewState.repro"} <= set(experiment.tags)
     assert not list(project.root.rglob("mlruns"))
+    assert (project.root / "mlartifacts" / ".gitignore").read_text() == "*\n"  # no outputs in the next snapshot
 
 
 @tracked

@@ -173,10 +173,10 @@ def prune(args: argparse.Namespace, display: Display) -> int:
     if not plan.removed:
         display.line("nothing to remove")
         return ExitCode.OK
-    if not args.yes and not _asked(f"remove {len(plan.removed)} images?"):
+    if not args.yes and not _asked(f"remove {report.many(len(plan.removed), 'image')}?"):
         raise RefusedError("nothing removed", hints=["answer y, or use --yes"])
     housekeeping.prune(engine, plan)
-    print(report.as_json(plan) if args.json else f"removed {len(plan.removed)} images")
+    print(report.as_json(plan) if args.json else f"removed {report.many(len(plan.removed), 'image')}")
     return ExitCode.OK
 
 
@@ -313,7 +313,9 @@ def init(_args: argparse.Namespace, display: Display) -> int:
         target = here / (".gitignore" if name == "gitignore" else name)
         if target.exists():
             added = _add_lines(target, source.read_text()) if name == "gitignore" else 0
-            display.line(f"keeps   {target.relative_to(here)}" + (f", with {added} lines more" if added else ""))
+            display.line(
+                f"keeps   {target.relative_to(here)}" + (f", with {report.many(added, 'line')} more" if added else "")
+            )
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)

@@ -56,7 +56,12 @@ def _outputs(record: Record) -> str:
     if record.ended is None:
         return ""
     files = record.ended.outputs
-    return f"  ({len(files)} files, {size(sum(file.size for file in files))})"
+    return f"  ({many(len(files), 'file')}, {size(sum(file.size for file in files))})"
+
+
+def many(count: int, what: str) -> str:
+    """A count of things for people."""
+    return f"{count:,} {what}" + ("" if count == 1 else "s")
 
 
 def size(count: float) -> str:

@@ -216,7 +216,7 @@ class Session:
                 data.fetch(name, dataset, cache=cache, local=local, say=step.say, progress=live)
                 for name, dataset in wanted.items()
             )
-            step.detail = ", ".join(f"{each.name} ({len(each.files)} files)" for each in fetched)
+            step.detail = ", ".join(f"{each.name} ({report.many(len(each.files), 'file')})" for each in fetched)
         return fetched
 
     def plan(self, composed: config.Composed, *, name_suffix: str = "") -> planning.Plan:
