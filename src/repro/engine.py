@@ -256,7 +256,7 @@ class Engine:
                 evidence=[failure or "the engine does not hold it after the pull"],
                 hints=[
                     "check the name, the network and `docker login`",
-                    "`repro doctor` tells what is reachable",
+                    "`repro doctor --write` looks what is reachable, and notes the image variant that works here",
                 ],
             )
         return image

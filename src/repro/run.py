@@ -289,7 +289,8 @@ class Session:
 
     def _started(self, folder: RunFolder, record: Record) -> None:
         self._link(record.planned.run, folder)
-        if folder.path.is_relative_to(self.project.root):  # one that the user chose may be where git looks
+        here = folder.path.is_relative_to(self.project.root)
+        if here and not folder.path.is_relative_to(self.project.runs):  # the user chose it, perhaps where git looks
             with suppress(EnvironmentUnfitError):
                 ignored_folder(folder.path)
         # only now: MLflow's import would compete with the start of the container for the machine's cores
