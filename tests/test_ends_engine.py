@@ -117,6 +117,14 @@ def test_ctrl_c_while_outputs_are_listed_keeps_the_end_of_the_run(
     assert containers(lab) == []
 
 
+@pytest.mark.parametrize("_attempt", range(8))
+def test_what_is_printed_in_the_last_moment_is_in_the_log(lab: Project, _attempt: int) -> None:
+    script(lab, "toy.sh", LINES)
+    plan, engine = planned(lab)
+    runner.execute(plan, engine)
+    assert RunFolder(Path(plan.folder)).output_log.read_text().splitlines() == [f"line {n}" for n in range(20_000)]
+
+
 LINES = "i=0; while [ $i -lt 20000 ]; do echo line $i; i=$((i+1)); done"
 
 

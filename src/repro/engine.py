@@ -323,10 +323,10 @@ class Engine:
         except EnvironmentUnfitError as error:
             raise refusal.of_start(error) from error
 
-    def output(self, container: str) -> Iterator[bytes]:
-        """The container's stdout and stderr from its beginning to its end, in chunks as they come."""
+    def output(self, container: str, *, follow: bool) -> Iterator[bytes]:
+        """The container's stdout and stderr from its beginning, in chunks: to now, or with `follow` as they come."""
         with _of_container("reading the container's output"):
-            yield from self.client.api.logs(container, stream=True, follow=True)
+            yield from self.client.api.logs(container, stream=True, follow=follow)
 
     def wait(self, container: str, timeout: float | None = None) -> Exit | None:
         """How the container ended; None when it still runs after `timeout` seconds."""

@@ -35,21 +35,29 @@ class Pump(threading.Thread):
                 pass
 
     def _copy(self, log: Any) -> bool:
-        """One stream from the container's first byte on, without those delivered before; True at its true end."""
-        skip = self.delivered
+        """Everything that the engine has and will have of the output; False when it went away in between."""
         try:
-            for chunk in self.engine.output(self.container):
-                fresh = chunk[skip:]
-                skip = max(0, skip - len(chunk))
-                self.delivered += len(fresh)
-                if fresh:
-                    self._write(log, fresh)
+            self._pass(log, follow=True)
             # an engine that is killed ends its streams like one that is done
-            return self.engine.exit(self.container) is not None
+            if self.engine.exit(self.container) is None:
+                return False
+            # engines stop following when the container ends, and may have sent half of what it printed last
+            self._pass(log, follow=False)
         except ContainerGoneError:
             return True
         except EnvironmentUnfitError:
             return False
+        return True
+
+    def _pass(self, log: Any, *, follow: bool) -> None:
+        """One stream from the container's first byte on, without those delivered before."""
+        skip = self.delivered
+        for chunk in self.engine.output(self.container, follow=follow):
+            fresh = chunk[skip:]
+            skip = max(0, skip - len(chunk))
+            self.delivered += len(fresh)
+            if fresh:
+                self._write(log, fresh)
 
     def _write(self, log: Any, chunk: bytes) -> None:
         try:
