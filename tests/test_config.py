@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -183,3 +185,16 @@ def test_an_image_is_composed_again_whatever_decides_it_has_changed(
     for base in ("a:1", "a:2"):
         (tmp_path / "elsewhere" / "tensorflow.yaml").write_text(f"variant: tensorflow\nbase: {base}\n")
         assert config.compose_image(project, []).base == base
+
+
+def test_an_image_that_was_composed_before_is_known_without_hydra(project: Project) -> None:
+    code = (
+        "import sys; from pathlib import Path; from repro import config; from repro.project import Project\n"
+        "print(config.compose_image(Project(Path(sys.argv[1])), []).base, 'hydra' in sys.modules)"
+    )
+
+    def once() -> str:
+        return subprocess.check_output([sys.executable, "-c", code, str(project.root)], text=True)
+
+    assert once() == "tensorflow/tensorflow:2.21.0 True\n"
+    assert once() == "tensorflow/tensorflow:2.21.0 False\n"

@@ -647,3 +647,17 @@ def server(port: int, folder: Path) -> Iterator[None]:
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         process.wait(20)
+
+
+@tracked
+def test_a_run_does_not_wait_for_the_import_of_mlflow_but_for_who_has_it(project: Project) -> None:
+    run = Run(project)
+    run.end()
+    follower = Follower.start(project, run.uri)
+    follower.follow(run.folder)
+    assert follower.wait(None, run.folder) == []  # it has hardly begun
+    until(lambda: tracking.mlflow_run(run.folder))
+    (reply,) = follower.wait(None, run.folder)
+    assert reply.ok
+    follower.close()
+    follower.process.wait(30)

@@ -72,7 +72,7 @@ class Tracking(Value, frozen=True, kw_only=True):
     enabled: bool = True
     uri: str | None = None
     experiment: str | None = None  # MLflow's experiment; the experiment's name when None
-    wait: Annotated[float, Meta(ge=0)] = 2.0  # seconds that a finished run waits for MLflow to catch up
+    wait: Annotated[float, Meta(ge=0)] | None = None  # seconds; None: as long as it takes who follows, at most 2
 
 
 class Experiment(Value, frozen=True, kw_only=True):

@@ -23,7 +23,7 @@ from repro import store
 from repro.errors import ReproError
 from repro.publication import NO_RUN, Gone, Publication, explain
 from repro.record import RunFolder
-from repro.tracking import Order, Reply
+from repro.tracking import Order, Ready, Reply
 
 POLL = 0.2  # seconds
 BACKOFF = (0.5, 5.0)  # seconds: after the first failure, at most
@@ -39,6 +39,8 @@ def main() -> None:
     replies = os.dup(1)
     os.dup2(2, 1)  # whatever a library prints belongs in the log
     warm(sys.argv[1] if len(sys.argv) > 1 else "")
+    with contextlib.suppress(OSError):  # who started us may have gone
+        os.write(replies, msgspec.json.encode(Ready()) + b"\n")
     Publisher(sys.stdin.fileno(), replies).run()
 
 

@@ -316,8 +316,8 @@ class Session:
             self._follower = Follower.start(self.project, uri)
         return self._follower
 
-    def tracked(self, record: Record, folder: RunFolder, seconds: float) -> str:
-        """What to tell the user of MLflow, after waiting for it for at most `seconds`."""
+    def tracked(self, record: Record, folder: RunFolder, seconds: float | None) -> str:
+        """What to tell the user of MLflow, after waiting for it for at most `seconds` (None: what is reasonable)."""
         if self._follower is None or record.planned.tracking_uri is None:
             return "off"
         try:
@@ -331,7 +331,7 @@ class Session:
                 self.display.notice(reply.text)
                 self.display.notice_hints(reply.hints)
         if not any(reply.run == record.planned.run for reply in replies):
-            return f"on its way, in the background; `repro show {record.planned.run}` tells when it is there"
+            return "on its way, in the background; `repro ui` shows it in a few seconds"
         return tracking_status(folder)
 
     def close(self) -> None:

@@ -26,6 +26,7 @@ from repro.journal import Position
 from repro.project import Project, ignored_folder
 from repro.record import Planned, RunFolder
 
+CATCH_UP_SECONDS = 2.0
 SYNC_SECONDS = 3600.0  # a large upload takes its time
 LOG_LIMIT = 1 << 20  # bytes
 
@@ -53,7 +54,11 @@ class Order(Value, frozen=True, kw_only=True):
     uri: str | None = None  # None: the record's
 
 
-class Reply(Value, frozen=True, kw_only=True):
+class Ready(Value, frozen=True, kw_only=True, tag="ready"):
+    """The first line from the publisher: it has imported MLflow, which takes seconds."""
+
+
+class Reply(Value, frozen=True, kw_only=True, tag="reply"):
     """A line from the publisher: what became of a run."""
 
     folder: str
@@ -137,6 +142,7 @@ class Follower:
         self.process, self.log = process, log
         self._buffer = b""
         self._waiting: set[str] = set()  # paths of folders
+        self._ready = False
 
     @classmethod
     def start(cls, project: Project, uri: str = "") -> Follower:
@@ -176,11 +182,18 @@ class Follower:
                 pipe.write(msgspec.json.encode(order) + b"\n")
                 pipe.flush()
 
-    def wait(self, seconds: float, folder: RunFolder | None = None) -> list[Reply]:
+    def wait(self, seconds: float | None, folder: RunFolder | None = None) -> list[Reply]:
         """What became of the runs, waiting at most `seconds` for those (or the one) that nothing is known of yet.
 
+        Without `seconds`, two are enough for who has followed a run, and none are for who still imports MLflow.
         The publisher goes on with the others, also after this process has ended.
         """
+        if seconds is None:
+            heard = self._wait(0.0, folder)
+            return heard + self._wait(CATCH_UP_SECONDS if self._ready else 0.0, folder)
+        return self._wait(seconds, folder)
+
+    def _wait(self, seconds: float, folder: RunFolder | None) -> list[Reply]:
         until = time.monotonic() + seconds
         replies: list[Reply] = []
         while self._waiting if folder is None else _path(folder) in self._waiting:
@@ -191,9 +204,12 @@ class Follower:
                 replies += [self._died(RunFolder(Path(path))) for path in self._waiting]
                 self._waiting.clear()
                 break
-            reply = msgspec.json.decode(line, type=Reply)
-            self._waiting.discard(reply.folder)
-            replies.append(reply)
+            heard = msgspec.json.decode(line, type=Ready | Reply)
+            if isinstance(heard, Ready):
+                self._ready = True
+                continue
+            self._waiting.discard(heard.folder)
+            replies.append(heard)
         return replies
 
     def _line(self, until: float) -> bytes | None:
