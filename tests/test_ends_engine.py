@@ -21,7 +21,7 @@ from repro.record import Record, RunFolder
 from repro.refusal import CommandNotFoundError
 from repro.run import Session
 from tests.conftest import script
-from tests.test_run_engine import begun, containers, latest, left, start, wait_for
+from tests.test_run_engine import begun, containers, latest, left, on_a_terminal, read_all, start, wait_for
 
 pytestmark = pytest.mark.engine
 
@@ -243,20 +243,8 @@ def test_plan_builds_and_fetches_nothing(lab: Project, repro: Repro) -> None:
 
 def test_shells_show_all_of_their_first_output(lab: Project) -> None:
     """Short commands are over before anybody looks: what they printed is there, and so is their exit code."""
-    from tests.test_run_engine import read_all
-
     for _attempt in range(5):
-        master, slave = os.openpty()
-        command = [sys.executable, "-c", "from repro.cli import entry; entry()", "shell", "experiment=toy"]
-        process = subprocess.Popen(
-            [*command, "gpus=none", "--command", "echo all of it"],
-            cwd=lab.root,
-            stdin=slave,
-            stdout=slave,
-            stderr=slave,
-            start_new_session=True,
-        )
-        os.close(slave)
+        process, master = on_a_terminal(lab, "shell", "experiment=toy", "gpus=none", "--command", "echo all of it")
         seen = b"".join(read_all(master))
         os.close(master)
         assert process.wait(60) == 0, seen

@@ -353,16 +353,7 @@ def test_a_full_output_disk_fails_the_run_and_keeps_the_record(lab: Project, rep
 
 
 def test_the_shell_is_in_the_experiments_container(lab: Project) -> None:
-    master, slave = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-c", "from repro.cli import entry; entry()", "shell", "experiment=toy"],
-        cwd=lab.root,
-        stdin=slave,
-        stdout=slave,
-        stderr=slave,
-        start_new_session=True,
-    )
-    os.close(slave)
+    process, master = on_a_terminal(lab, "shell", "experiment=toy")
     os.write(master, b"pwd; cat toy.sh; echo made > /outputs/by-hand; exit 5\n")
     seen = b"".join(read_all(master))
     assert process.wait(60) == 5, seen
@@ -371,6 +362,21 @@ def test_the_shell_is_in_the_experiments_container(lab: Project) -> None:
     (made,) = lab.runs.glob("*/outputs/by-hand")
     assert made.read_text() == "made\n"
     assert left(lab) == ([], [])
+
+
+def on_a_terminal(project: Project, *arguments: str) -> tuple[subprocess.Popen[bytes], int]:
+    """`repro` with these arguments on a terminal of its own, and the other end of that."""
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from repro.cli import entry; entry()", *arguments],
+        cwd=project.root,
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        start_new_session=True,
+    )
+    os.close(slave)
+    return process, master
 
 
 def read_all(master: int) -> Iterator[bytes]:
