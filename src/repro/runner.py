@@ -60,6 +60,9 @@ def prepare(plan: Plan) -> RunFolder:
             evidence=[str(error)],
             hints=["free some space or make it writable; REPRO_RUNS_DIR or hydra.run.dir puts runs elsewhere"],
         ) from error
+    except BaseException:
+        discard(folder)
+        raise
     return folder
 
 
@@ -186,9 +189,7 @@ def converse(plan: Plan, engine: Engine, command: tuple[str, ...], say: Callable
 def _launch(
     spec: ContainerSpec, engine: Engine, *, cpu_fallback: bool, created: Callable[[str], None] = lambda _container: None
 ) -> tuple[str, str, tuple[str, ...]]:
-    """Create and start a container: its id, the GPUs that it has, what to tell the user.
-
-    `created` is called between the two.
+    """Create and start a container, and call `created` in between: its id, the GPUs that it has, what to tell the user.
 
     With `cpu_fallback`, an engine without GPUs gets one without them in its place. What cannot be started is removed.
     """
