@@ -184,6 +184,13 @@ def test_a_folder_with_something_in_it_is_never_a_run_folder(lab: Project, repro
     assert [path for path in sorted(lab.root.iterdir()) if path.name not in (".repro", "runs")] == before
 
 
+def test_a_file_is_no_run_folder(lab: Project, repro: Repro) -> None:
+    done = repro("run", "experiment=toy", "hydra.run.dir=toy.sh", "tracking.enabled=false")
+    assert done.returncode == 2
+    assert "the folder toy.sh cannot be made" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_folder_of_the_users_choice_is_found_by_id_once_and_stays_out_of_the_code(lab: Project, repro: Repro) -> None:
     for folder in ("results/one", "runs/two"):
         done = repro("run", "experiment=toy", f"hydra.run.dir={folder}", "gpus=none", "tracking.enabled=false")

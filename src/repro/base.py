@@ -144,10 +144,14 @@ def own_authorities() -> str:
     Networks that inspect TLS have one of their own, without which nothing could be installed on top of the base.
     """
     try:
-        trusted = set(CERTIFICATE.findall(CA_BUNDLE.read_text()))
+        trusted = set(CERTIFICATE.findall(CA_BUNDLE.read_text(encoding="utf-8", errors="replace")))
     except OSError:
         return ""
-    stock = {found for file in CA_STOCK.rglob("*.crt") for found in CERTIFICATE.findall(file.read_text())}
+    stock = {
+        found
+        for file in CA_STOCK.rglob("*.crt")
+        for found in CERTIFICATE.findall(file.read_text(encoding="utf-8", errors="replace"))
+    }
     return "".join(f"{certificate}\n" for certificate in sorted(trusted - stock)) if stock else ""
 
 

@@ -312,7 +312,7 @@ def init(_args: argparse.Namespace, display: Display) -> int:
         name = source.relative_to(template).as_posix()
         target = here / (".gitignore" if name == "gitignore" else name)
         if target.exists():
-            added = _add_lines(target, source.read_text()) if name == "gitignore" else 0
+            added = _add_lines(target, source.read_text(encoding="utf-8")) if name == "gitignore" else 0
             display.line(
                 f"keeps   {target.relative_to(here)}" + (f", with {report.many(added, 'line')} more" if added else "")
             )
@@ -326,9 +326,9 @@ def init(_args: argparse.Namespace, display: Display) -> int:
 
 def _add_lines(file: Path, wanted: str) -> int:
     """Append the lines that a file does not have yet; how many."""
-    text = file.read_text(errors="surrogateescape")
+    text = file.read_text(encoding="utf-8", errors="surrogateescape")
     missing = [line for line in wanted.splitlines() if line not in text.splitlines()]
     if missing:
         begin = "" if not text or text.endswith("\n") else "\n"
-        file.write_text(text + begin + "\n".join(missing) + "\n", errors="surrogateescape")
+        file.write_text(text + begin + "\n".join(missing) + "\n", encoding="utf-8", errors="surrogateescape")
     return len(missing)

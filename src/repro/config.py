@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from repro import __version__
-from repro.errors import BadInputError
+from repro.errors import BadInputError, EnvironmentUnfitError
 from repro.experiment import Experiment, ImageConfig, Value
 from repro.project import Project, ignored_folder
 from repro.record import write_atomic
@@ -49,6 +49,7 @@ def run(project: Project, arguments: Sequence[str], job: Callable[[Callable[[], 
 
     Raises:
         BadInputError: anything in conf/ or in the arguments that cannot be composed.
+        EnvironmentUnfitError: the folder that the user chose for the run cannot be made.
     """
     import hydra
 
@@ -58,7 +59,11 @@ def run(project: Project, arguments: Sequence[str], job: Callable[[Callable[[], 
     sys.argv = ["python -m repro.run", *arguments]
     overrides = [argument for argument in arguments if not argument.startswith("-")]
 
+    begun: list[Any] = []
+
     def task(config: Any) -> None:
+        begun.append(config)
+
         def composed() -> Composed:
             with _worded(project, overrides):
                 return _composed(config)
@@ -66,8 +71,18 @@ def run(project: Project, arguments: Sequence[str], job: Callable[[Callable[[], 
         job(composed)
 
     task.__module__ = "__main__"  # Hydra names the job after it, and shows it in --help
-    with _worded(project, overrides):
-        hydra.main(version_base=HYDRA_VERSION_BASE, config_path=str(project.conf), config_name="config")(task)()
+    try:
+        with _worded(project, overrides):
+            hydra.main(version_base=HYDRA_VERSION_BASE, config_path=str(project.conf), config_name="config")(task)()
+    except OSError as error:
+        if begun:
+            raise
+        kind = BadInputError if isinstance(error, (FileExistsError, NotADirectoryError)) else EnvironmentUnfitError
+        raise kind(
+            f"the folder {error.filename} cannot be made",
+            evidence=[str(error)],
+            hints=["choose another hydra.run.dir or hydra.sweep.dir, or leave them alone"],
+        ) from error
 
 
 def compose(project: Project, overrides: Sequence[str]) -> Experiment:
@@ -213,12 +228,19 @@ def _experiment(container: dict[str, Any]) -> Experiment:
     for holder, key in ((container, "env"), (container.get("image"), "build_args")):
         _words(holder, key)
     for path, value in _leaves(container):
-        if isinstance(value, float) and not math.isfinite(value):
-            raise BadInputError(
-                f"configuration: {path} is {value}, for which the configuration in the container, JSON, has no form",
-                hints=[f"leave it empty ({path}=null), or give it as text: {path}=\"'{value}'\""],
-            )
+        _require_json(path, value)
     return _convert(container, Experiment, container)
+
+
+def _require_json(path: str, value: Any) -> None:
+    """Refuse what the configuration in the container, which is JSON, has no form for."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise BadInputError(
+            f"configuration: {path} is {value}, for which JSON, as the container reads it, has no form",
+            hints=[f"leave it empty ({path}=null), or give it as text: {path}=\"'{value}'\""],
+        )
+    if isinstance(value, str) and not value.isascii():
+        value.encode()  # bytes of the command line that are not UTF-8 end here
 
 
 def _image(container: dict[str, Any]) -> ImageConfig:

@@ -118,7 +118,9 @@ def choose(findings: Sequence[Finding]) -> Choice:
 def write(project: Project, choice: Choice, now: datetime) -> tuple[Path, bool]:
     """Note the choice in conf/local/default.yaml; (the file, False when it is the user's own and was left alone)."""
     path = project.conf / "local" / "default.yaml"
-    if path.exists() and not path.read_text(errors="replace").startswith(("# @package _global_\n" + MARKER, MARKER)):
+    if path.exists() and not path.read_text(encoding="utf-8", errors="replace").startswith(
+        ("# @package _global_\n" + MARKER, MARKER)
+    ):
         return path, False
     ignored_folder(path.parent)
     text = (

@@ -18,7 +18,9 @@ def _context_host() -> str | None:
     """The host of the context that `docker context use` chose: rootless engines and Docker Desktop set one."""
     config = Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker") / "config.json"
     try:
-        chosen = os.environ.get("DOCKER_CONTEXT") or json.loads(config.read_text()).get("currentContext")
+        chosen = os.environ.get("DOCKER_CONTEXT") or json.loads(config.read_text(encoding="utf-8")).get(
+            "currentContext"
+        )
     except (OSError, ValueError):
         return None
     if not chosen or chosen == "default":

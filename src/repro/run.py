@@ -74,7 +74,7 @@ def _main(flags: argparse.Namespace, for_hydra: list[str], argv: tuple[str, ...]
 def _completion(wanted: list[str]) -> int:
     """Hydra's own would complete `python` everywhere, and `repro run` nowhere."""
     if wanted == ["install=bash"]:
-        print((Path(__file__).parent / "completion.bash").read_text(), end="")
+        print((Path(__file__).parent / "completion.bash").read_text(encoding="utf-8"), end="")
     elif wanted == ["uninstall=bash"]:
         print("complete -r repro")
     else:

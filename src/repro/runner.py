@@ -37,7 +37,7 @@ def prepare(plan: Plan) -> RunFolder:
     import yaml
 
     folder = RunFolder(Path(plan.folder))
-    if folder.path.exists() and any(folder.path.iterdir()):  # where a run does not start, all of it is removed again
+    if folder.path.exists() and not _is_empty(folder.path):  # where a run does not start, all of it is removed again
         raise BadInputError(
             f"the folder for this run is not empty: {folder.path}",
             hints=["choose another hydra.run.dir; left alone, it is a new folder below runs/"],
@@ -46,12 +46,13 @@ def prepare(plan: Plan) -> RunFolder:
         for path in (folder.outputs, folder.journal, folder.logs):
             path.mkdir(parents=True, exist_ok=True)
         folder.config_json.write_bytes(msgspec.json.encode(plan.planned.config))
-        folder.config_yaml.write_text(yaml.safe_dump(plan.planned.config, sort_keys=False, allow_unicode=True))
+        text = yaml.safe_dump(plan.planned.config, sort_keys=False, allow_unicode=True)
+        folder.config_yaml.write_text(text, encoding="utf-8")
         if plan.diff:
-            folder.diff.write_text(plan.diff)
+            folder.diff.write_text(plan.diff, encoding="utf-8")
         for name, text in plan.inputs.items():
             (folder.inputs / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder.inputs / name).write_text(text)
+            (folder.inputs / name).write_text(text, encoding="utf-8")
         folder.write(Record(planned=plan.planned))
     except OSError as error:
         discard(folder)
@@ -66,13 +67,17 @@ def prepare(plan: Plan) -> RunFolder:
     return folder
 
 
+def _is_empty(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
+
+
 def discard(folder: RunFolder) -> None:
     """Remove what `prepare` made: no run took place."""
     for path in (folder.outputs, folder.journal, folder.logs, folder.inputs):
         shutil.rmtree(path, ignore_errors=True)
     for file in (folder.record, folder.reserve, folder.config_json, folder.config_yaml, folder.diff, folder.ignore):
         file.unlink(missing_ok=True)
-    if folder.path.is_dir() and not any(folder.path.iterdir()):
+    if _is_empty(folder.path):
         folder.path.rmdir()
 
 
@@ -284,7 +289,7 @@ def _init_refusal(ended: _Ending, folder: RunFolder) -> str:
     """What the container's init says when it cannot start the command; "" when the command did start."""
     if ended.exit_code not in (126, 127) or not folder.output_log.is_file():
         return ""
-    text = folder.output_log.read_text(errors="replace")[:1000]
+    text = folder.output_log.read_text(encoding="utf-8", errors="replace")[:1000]
     return text.strip() if text.startswith("[FATAL tini") else ""
 
 

@@ -215,7 +215,7 @@ def _schema_versions() -> tuple[str, frozenset[str]]:
     revisions, older = set(), set()
     for place in places:
         for migration in (Path(place) / "store" / "db_migrations" / "versions").glob("[0-9a-f]*_*.py"):
-            text = migration.read_text()
+            text = migration.read_text(encoding="utf-8")
             revisions.update(re.findall(r"""^revision\s*=\s*["'](\w+)""", text, re.MULTILINE))
             older.update(re.findall(r"""^down_revision\s*=\s*["'](\w+)""", text, re.MULTILINE))
     return next(iter(revisions - older), ""), frozenset(revisions)

@@ -153,7 +153,7 @@ def _await(server: Server, process: subprocess.Popen[bytes], log: Path, say: Cal
         _end(process)
         raise EnvironmentUnfitError(
             f"MLflow's server did not come up on port {server.port}",
-            evidence=log.read_text(errors="replace").splitlines()[-8:],
+            evidence=log.read_text(encoding="utf-8", errors="replace").splitlines()[-8:],
             hints=[f"its log: {log}"],
         )
     say(f"MLflow's server is up after {time.monotonic() - begun:.1f} s")
