@@ -100,10 +100,11 @@ def expected(name: str, config: DatasetConfig, *, cache: Path) -> DatasetUsed:
     digest = digest_of(config)
     folder = cache / "data" / f"{name}-{digest[:16]}"
     sizes = _times(folder)
-    files = (FileUsed(path=path, size=sizes.get(path, (0, 0))[0], sha256=sum_) for path, sum_ in config.files.items())
-    return DatasetUsed(
-        name=name, digest=digest, files=tuple(sorted(files, key=lambda file: file.path)), folder=str(folder)
+    files = tuple(
+        FileUsed(path=path, size=sizes.get(path, (0, 0))[0], sha256=sha256)
+        for path, sha256 in sorted(config.files.items())
     )
+    return DatasetUsed(name=name, digest=digest, files=files, folder=str(folder))
 
 
 def rooted(config: DatasetConfig, root: Path) -> DatasetConfig:

@@ -94,8 +94,10 @@ def _job(session: Session, composed: config.Composed, flags: argparse.Namespace,
         print(report.as_json(plan))
         return ExitCode.OK
     record, folder = session.execute(plan)
-    # the jobs of a multirun do not wait for MLflow one after the other: it catches up by itself
-    mlflow = session.tracked(record, folder, 0.0 if composed.sweep else composed.experiment.tracking.wait)
+    wait = composed.experiment.tracking.wait
+    if wait is None and composed.sweep:  # its jobs do not wait for MLflow one after the other: it catches up by itself
+        wait = 0.0
+    mlflow = session.tracked(record, folder, wait)
     metrics = journal.latest(folder)
     if record.started and record.started.gpus != "none" and journal.tags(folder).get(FRAMEWORK_GPUS) == "0":
         display.notice("the container had GPUs, but the experiment's framework saw none: does the image hold CUDA?")
