@@ -1,6 +1,6 @@
 """Times whole commands beside the plain tool in the same run, and prints ratios. Needs a Docker Engine.
 
-python -m bench [--rounds N] [--only run|rebuild|snapshot]
+python -m bench [--rounds N] [--only run|live|rebuild|snapshot]
 """
 
 from __future__ import annotations
@@ -22,6 +22,15 @@ PYTHON = sys.executable
 BIN = Path(PYTHON).parent
 ENV = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "GIT_PYTHON_REFRESH": "quiet"}
 GIT = {f"GIT_{who}_{what}": "bench" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+
+
+LIVE = """
+import time
+import repro_run
+for step in range(50):
+    repro_run.log(step=step, live=step)
+    time.sleep(0.5)
+"""
 
 
 def call(command: Sequence[str], cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -89,6 +98,10 @@ def make_project(root: Path, base: str) -> None:
     (root / "conf" / "experiment" / "trivial.yaml").write_text(
         "# @package _global_\nname: trivial\ncommand: ['true']\n"
     )
+    (root / "live.py").write_text(LIVE)
+    (root / "conf" / "experiment" / "live.yaml").write_text(
+        "# @package _global_\nname: live\ncommand: [python3, live.py]\n"
+    )
     (root / "docker" / "Dockerfile").write_text("ARG BASE_IMAGE\nFROM ${BASE_IMAGE}\nENV BENCH=1\n")
     (root / "MLproject").write_text(
         f"name: trivial\ndocker_env:\n  image: {base}\nentry_points:\n  main:\n    command: 'true'\n"
@@ -143,6 +156,35 @@ def _arrived(folder: Path) -> bool:
         return bool(json.loads((folder / "tracking.json").read_text())["artifacts"])
     except (OSError, ValueError):
         return False
+
+
+def bench_live(root: Path, rounds: int) -> list[str]:
+    """Two points a second from a container; how old each is when MLflow's own API first gives it back."""
+    from mlflow import MlflowClient
+
+    from repro import store
+
+    uri = f"sqlite:///{root / 'mlflow.db'}"
+    store.prepare(uri)
+    client = MlflowClient(uri)
+    process = subprocess.Popen(
+        [PYTHON, "-m", "repro.run", "experiment=live", "gpus=none", "tracking.wait=30"],
+        cwd=root,
+        env={**ENV, **GIT},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    ages: dict[int, float] = {}
+    since = 0.0  # before that, MLflow was being imported
+    while process.poll() is None:
+        for run in client.search_runs([each.experiment_id for each in client.search_experiments()]):
+            for point in client.get_metric_history(run.info.run_id, "live"):
+                since = since or time.time()
+                if point.timestamp / 1000 > since:
+                    ages.setdefault(point.step, time.time() - point.timestamp / 1000)
+        time.sleep(0.02)
+    seen = list(ages.values())[: 5 * rounds]
+    return ["A point that an experiment logs", limit("until MLflow's API gives it back", seen, 1.0), row("all", seen)]
 
 
 def bench_rebuild(root: Path, rounds: int) -> list[str]:
@@ -203,9 +245,9 @@ def bench_snapshot(root: Path, rounds: int) -> list[str]:
 def main() -> None:
     arguments = argparse.ArgumentParser()
     arguments.add_argument("--rounds", type=int, default=7)
-    arguments.add_argument("--only", choices=["run", "rebuild", "snapshot"])
+    arguments.add_argument("--only", choices=["run", "live", "rebuild", "snapshot"])
     chosen = arguments.parse_args()
-    parts = {"run": bench_run, "rebuild": bench_rebuild, "snapshot": bench_snapshot}
+    parts = {"run": bench_run, "live": bench_live, "rebuild": bench_rebuild, "snapshot": bench_snapshot}
     with tempfile.TemporaryDirectory(prefix="repro-bench-") as folder:
         root = Path(folder) / "project"
         root.mkdir()

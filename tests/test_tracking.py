@@ -332,20 +332,17 @@ def test_eight_processes_at_once_make_one_good_store(project: Project) -> None:
 
 
 @tracked
-def test_a_point_is_readable_within_a_second(project: Project, follower: Follower) -> None:
+def test_a_point_is_readable_while_the_run_goes_on(project: Project, follower: Follower) -> None:
+    """How soon is what the benchmark measures."""
     run = Run(project)
     follower.follow(run.folder)
     until(lambda: tracking.mlflow_run(run.folder))
-    points(run)  # the import of MLflow by this process is not what is measured
-    lags = []
     for step in range(5):
-        written = time.monotonic()
         run.log(step, 1)
         until(lambda step=step: len(points(run)) == step + 1)
-        lags.append(time.monotonic() - written)
+        assert the(run).info.status == "RUNNING"
     run.end()
     (reply,) = follower.wait(10, run.folder)
-    assert max(lags) < 1.0
     assert (reply.ok, reply.run, reply.mlflow_run, reply.remarks) == (True, run.id, tracking.mlflow_run(run.folder), ())
 
 
