@@ -8,8 +8,7 @@ from repro import config, data, doctor
 from repro.project import Project, cache_folder
 
 project = Project.find(Path.cwd())
-composed = config.compose(project, [f"experiment={sys.argv[1]}"]).data
-wanted = {name: data.rooted(dataset, project.root) for name, dataset in composed.items()}
+wanted = data.rooted(config.compose(project, [f"experiment={sys.argv[1]}"]).data, project.root)
 found = doctor.datasets(wanted, cache=cache_folder(), local=os.environ.get("REPRO_DATA_SOURCE"))
 missing = [finding for finding in found if finding.level is not doctor.Level.OK]
 for finding in missing:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -50,6 +51,23 @@ def project(tmp_path: Path) -> Project:
     return Project(root)
 
 
+def as_nobody(imports: str, code: str, argument: Path) -> subprocess.CompletedProcess[str]:
+    """Python code about the path `argument`, run by somebody who may not read everything, as root may.
+
+    What it imports comes first: the interpreter may be root's alone.
+    """
+    leave = "os.setgid(65534)\nos.setuid(65534)" if os.geteuid() == 0 else ""
+    code = f"import os, sys\nfrom pathlib import Path\n{imports}\nargument = Path(sys.argv[1])\n{leave}\n{code}"
+    return subprocess.run(
+        [sys.executable, "-c", code, str(argument)],
+        env={**os.environ, "GIT_CONFIG_GLOBAL": os.devnull},
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd="/",
+    )
+
+
 def write_experiment(root: Path, name: str, command: str, more: str = "") -> None:
     """conf/experiment/NAME.yaml."""
     file = root / "conf" / "experiment" / f"{name}.yaml"
@@ -89,7 +107,6 @@ def script(project: Project, name: str, text: str) -> None:
 @pytest.fixture
 def repro(project: Project) -> Callable[..., subprocess.CompletedProcess[str]]:
     """The command line as a user runs it, in the project: `repro("run", "experiment=toy")`."""
-    import sys
 
     def call(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

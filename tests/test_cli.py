@@ -15,6 +15,7 @@ import pytest
 from repro import cli
 from repro.project import Project
 from repro.record import RunFolder
+from tests.test_docs import verbs
 from tests.test_record import record
 
 Repro = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -90,8 +91,7 @@ def test_a_shell_completes_verbs_overrides_and_runs(project: Project, words: lis
 def test_every_verb_can_be_completed() -> None:
     script = (Path(cli.__file__).parent / "completion.bash").read_text()
     offered = set(re.search(r'found="(run .*)"', script)[1].split())  # type: ignore[index]
-    (verbs,) = re.findall(r"^  \{?VERB\}?\n((?:    .*\n)+)", cli.parser().format_help(), re.MULTILINE)
-    assert offered == set(re.findall(r"^    (\w+)", verbs, re.MULTILINE))
+    assert offered == verbs()
 
 
 def test_another_shell_is_told_what_there_is(project: Project, repro: Repro) -> None:

@@ -222,8 +222,9 @@ def test_a_single_folder_may_have_a_space_in_its_name(fetch: Fetch, tmp_path: Pa
 
 def test_a_folder_among_the_sources_is_the_projects(tmp_path: Path) -> None:
     config = toy("raw", "/srv/raw", "https://example.org/x")
-    assert data.rooted(config, tmp_path).sources == (f"{tmp_path}/raw", "/srv/raw", "https://example.org/x")
-    assert data.digest_of(data.rooted(config, tmp_path)) == data.digest_of(config)
+    rooted = data.rooted({"toy": config}, tmp_path)["toy"]
+    assert rooted.sources == (f"{tmp_path}/raw", "/srv/raw", "https://example.org/x")
+    assert data.digest_of(rooted) == data.digest_of(config)
 
 
 def test_a_source_may_be_a_file_url(fetch: Fetch, tmp_path: Path) -> None:

@@ -15,6 +15,12 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 
 
+def verbs() -> set[str]:
+    """Those that `repro --help` lists."""
+    (listed,) = re.findall(r"^  \{?VERB\}?\n((?:    .*\n)+)", cli.parser().format_help(), re.MULTILINE)
+    return set(re.findall(r"^    (\w+)", listed, re.MULTILINE))
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_to_files_lead_to_files(page: Path) -> None:
     links = [link for link in LINK.findall(page.read_text()) if "://" not in link]
@@ -24,8 +30,7 @@ def test_links_to_files_lead_to_files(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_verb_that_is_named_exists(page: Path) -> None:
     named = set(re.findall(r"(?:^|[`;(] ?)repro ([a-z]+)", page.read_text(), re.MULTILINE))
-    (verbs,) = re.findall(r"^  \{?VERB\}?\n((?:    .*\n)+)", cli.parser().format_help(), re.MULTILINE)
-    assert named - set(re.findall(r"^    (\w+)", verbs, re.MULTILINE)) == set()
+    assert named - verbs() == set()
 
 
 @pytest.mark.parametrize(

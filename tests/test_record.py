@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import tempfile
 from datetime import datetime, timezone
 from pathlib import Path
@@ -17,6 +15,7 @@ from repro.engine import Exit
 from repro.errors import BadInputError
 from repro.record import End, Ended, FileUsed, Record, RunFolder, Started, folders, write_atomic
 from repro.runner import verdict
+from tests.conftest import as_nobody
 from tests.test_plan import decided
 
 T0 = datetime(2026, 11, 23, 19, 15, tzinfo=timezone.utc)
@@ -99,30 +98,18 @@ def test_the_manifest_takes_any_name_and_says_what_it_cannot_read(tmp_path: Path
     assert msgspec.json.encode(files)
 
 
-AS_NOBODY = """
-import os, sys
-from pathlib import Path
-from repro import manifest
-if os.geteuid() == 0:  # who may read everything
-    os.setgid(65534)
-    os.setuid(65534)
-print(manifest.of(Path(sys.argv[1])))
-"""
-
-
 def test_the_manifest_names_what_cannot_be_read() -> None:
     with tempfile.TemporaryDirectory() as name:  # pytest's own folders are closed to others
         folder = Path(name, "outputs")
-        (folder / "closed").mkdir(parents=True)
-        (folder / "locked").write_text("1")
+        for each in ("closed/a", "listed/b", "locked"):
+            (folder / each).parent.mkdir(parents=True, exist_ok=True)
+            (folder / each).write_text("1")
         Path(name).chmod(0o755)
-        for path in (folder / "locked", folder / "closed"):
-            path.chmod(0)
-        done = subprocess.run(
-            [sys.executable, "-c", AS_NOBODY, str(folder)], capture_output=True, text=True, check=False, cwd="/"
-        )
-        assert done.stdout == "((), ('closed', 'locked'))\n", done.stderr
+        for path, mode in {"closed": 0, "listed": 0o744, "locked": 0}.items():
+            (folder / path).chmod(mode)
+        done = as_nobody("from repro import manifest", "print(manifest.of(argument))", folder)
         (folder / "closed").chmod(0o700)
+        assert done.stdout == "((), ('closed', 'listed/b', 'locked'))\n", done.stderr
 
 
 @pytest.mark.parametrize(

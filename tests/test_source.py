@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from repro import source
 from repro.errors import BadInputError, EnvironmentUnfitError
+from tests.conftest import as_nobody
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:{}\nsize {}\n"
 
@@ -456,16 +457,9 @@ def test_the_remote_is_recorded_without_credentials(tmp_path: Path, given: str, 
     assert (code.branch, code.dirty, code.commit) == ("main", False, code.head)
 
 
-AS_NOBODY = """
-import os, sys
-from pathlib import Path
-from repro import source
-from repro.errors import BadInputError
-if os.geteuid() == 0:  # who may read everything
-    os.setgid(65534)
-    os.setuid(65534)
+CAPTURE = """
 try:
-    source.capture(Path(sys.argv[1]))
+    source.capture(argument)
 except BadInputError as error:
     print(error)
 """
@@ -479,14 +473,8 @@ def test_a_file_that_cannot_be_read_is_named() -> None:
         if os.geteuid() == 0:
             for path in (Path(folder), *Path(folder).rglob("*")):
                 os.lchown(path, 65534, 65534)
-        done = subprocess.run(
-            [sys.executable, "-c", AS_NOBODY, str(root)],
-            env={**os.environ, "GIT_CONFIG_GLOBAL": os.devnull},
-            capture_output=True,
-            text=True,
-            check=False,
-            cwd="/",
-        )
+        imports = "from repro import source; from repro.errors import BadInputError"
+        done = as_nobody(imports, CAPTURE, root)
         assert "`git add` failed" in done.stdout, done.stderr
         assert "locked" in done.stdout
         assert ".gitignore" in done.stdout

@@ -27,6 +27,7 @@ import msgspec
 from repro.engine import Engine, ImageFacts
 from repro.errors import EnvironmentUnfitError
 from repro.experiment import BaseRecipe
+from repro.manifest import sha256
 from repro.project import cache_folder
 
 NAME = "repro-base"
@@ -225,10 +226,8 @@ def _architecture() -> str:
 
 def write_archive(layer: IO[bytes], out: IO[bytes], tag: str, labels: dict[str, str], architecture: str) -> str:
     """Write what `docker load` takes, with one layer; the image id is a function of the arguments alone."""
-    hasher = hashlib.sha256()
-    while block := layer.read(1 << 20):
-        hasher.update(block)
-    size, digest = layer.tell(), hasher.hexdigest()
+    digest = sha256(layer)
+    size = layer.tell()
     layer.seek(0)
     config = {
         "architecture": architecture,

@@ -10,7 +10,8 @@ from typing import IO, cast
 from repro import lfs
 from repro.errors import BadInputError, EnvironmentUnfitError
 from repro.experiment import Value
-from repro.repository import EPOCH, Repository, git, open_repository, reading, shown
+from repro.record import shown
+from repro.repository import EPOCH, Repository, git, open_repository, reading
 
 
 class _Blob(Value, frozen=True, kw_only=True):

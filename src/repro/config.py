@@ -59,10 +59,11 @@ def run(project: Project, arguments: Sequence[str], job: Callable[[Callable[[], 
     sys.argv = ["python -m repro.run", *arguments]
     overrides = [argument for argument in arguments if not argument.startswith("-")]
 
-    begun: list[Any] = []
+    begun = False
 
     def task(config: Any) -> None:
-        begun.append(config)
+        nonlocal begun
+        begun = True
 
         def composed() -> Composed:
             with _worded(project, overrides):

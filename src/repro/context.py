@@ -104,8 +104,12 @@ def _text(root: Path, name: str, named_by: str) -> ContextFile:
     try:
         content.decode()
     except UnicodeDecodeError as error:
-        raise BadInputError(f"{name} is no UTF-8 text", evidence=[str(error)]) from error
+        raise _no_text(name, error) from error
     return ContextFile(path=normal(name), content=content, text=True)
+
+
+def _no_text(name: str, error: UnicodeDecodeError) -> BadInputError:
+    return BadInputError(f"{name} is no UTF-8 text", evidence=[str(error)], hints=["save it as UTF-8"])
 
 
 def _requirements(root: Path, first: str, declared: Sequence[str]) -> list[ContextFile]:
@@ -218,7 +222,7 @@ def _ignored(root: Path, dockerfile: str) -> Callable[[str], bool]:
         except OSError:
             continue
         except UnicodeDecodeError as error:
-            raise BadInputError(f"{name} is no UTF-8 text", evidence=[str(error)]) from error
+            raise _no_text(name, error) from error
         patterns = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
         try:
             matcher = PatternMatcher(patterns)

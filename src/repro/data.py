@@ -24,6 +24,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 import msgspec
 
+from repro import manifest
 from repro.errors import BadInputError, EnvironmentUnfitError
 from repro.experiment import DatasetConfig, Value
 from repro.record import DatasetUsed, FileUsed, write_atomic
@@ -62,17 +63,16 @@ def fetch(
         EnvironmentUnfitError: no source has a file as it should be, or the cache cannot be written.
     """
     _check(name, config)
-    root = cache / "data"
-    folder = root / f"{name}-{digest_of(config)[:16]}"
     if not cached(name, config, cache=cache):
         with _cache_errors(cache), _progress(say, drawn=progress) as (line, bar):
-            objects = {path: root / "sha256" / sha256 for path, sha256 in config.files.items()}
+            objects = {path: cache / "data" / "sha256" / sha256 for path, sha256 in config.files.items()}
             wanted = [_Wanted(path=path, sha256=config.files[path], held=held) for path, held in objects.items()]
             missing = [each for each in wanted if not each.here()]
             for number, each in enumerate(missing, 1):
                 refusals = _obtain(each, places(name, each.path, config, local), line, bar, silent_seconds)
                 if refusals:
                     raise _unobtainable(name, each, refusals, missing[number:])
+            folder = _folder(name, config, cache)
             _assemble(folder, objects, line)
             with suppress(OSError):  # a cache that others maintain: then each run verifies everything
                 _remember(folder)
@@ -81,7 +81,7 @@ def fetch(
 
 def cached(name: str, config: DatasetConfig, *, cache: Path) -> bool:
     """Whether the cache holds the dataset, judged by sizes and times alone."""
-    folder = cache / "data" / f"{name}-{digest_of(config)[:16]}"
+    folder = _folder(name, config, cache)
     try:
         remembered = json.loads(_marker(folder).read_bytes())
         found = {path: list(facts) for path, facts in _times(folder).items()}
@@ -97,20 +97,22 @@ def expected(name: str, config: DatasetConfig, *, cache: Path) -> DatasetUsed:
         BadInputError: as `fetch`.
     """
     _check(name, config)
-    digest = digest_of(config)
-    folder = cache / "data" / f"{name}-{digest[:16]}"
+    folder = _folder(name, config, cache)
     sizes = _times(folder)
     files = tuple(
         FileUsed(path=path, size=sizes.get(path, (0, 0))[0], sha256=sha256)
         for path, sha256 in sorted(config.files.items())
     )
-    return DatasetUsed(name=name, digest=digest, files=files, folder=str(folder))
+    return DatasetUsed(name=name, digest=digest_of(config), files=files, folder=str(folder))
 
 
-def rooted(config: DatasetConfig, root: Path) -> DatasetConfig:
-    """With folders among its sources taken from the project's root, wherever the command was typed."""
-    sources = (each if "://" in each else str(root / Path(each).expanduser()) for each in config.sources)
-    return msgspec.structs.replace(config, sources=tuple(sources))
+def rooted(datasets: Mapping[str, DatasetConfig], root: Path) -> dict[str, DatasetConfig]:
+    """With folders among their sources taken from the project's root, wherever the command was typed."""
+
+    def places(config: DatasetConfig) -> tuple[str, ...]:
+        return tuple(each if "://" in each else str(root / Path(each).expanduser()) for each in config.sources)
+
+    return {name: msgspec.structs.replace(config, sources=places(config)) for name, config in datasets.items()}
 
 
 def digest_of(config: DatasetConfig) -> str:
@@ -178,11 +180,12 @@ class _Wanted(Value, frozen=True, kw_only=True):
 
 
 def _sha256(path: Path) -> str:
-    hasher = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            hasher.update(chunk)
-    return hasher.hexdigest()
+        return manifest.sha256(file)
+
+
+def _folder(name: str, config: DatasetConfig, cache: Path) -> Path:
+    return cache / "data" / f"{name}-{digest_of(config)[:16]}"
 
 
 def _marker(folder: Path) -> Path:

@@ -284,11 +284,10 @@ def _configuration(project: Project) -> list[Finding]:
     names = config.options(project, "experiment")
     for name in names:
         try:
-            composed = config.compose(project, [f"experiment={name}"])
-            wanted.update({each: data.rooted(dataset, project.root) for each, dataset in composed.data.items()})
+            wanted.update(data.rooted(config.compose(project, [f"experiment={name}"]).data, project.root))
         except ReproError as error:
             broken.append(Finding(what=f"experiment {name}", level=Level.WARN, detail=error.what, hint=_hint(error)))
-    experiments = Finding(
+    composed = Finding(
         what="experiments",
         level=Level.OK if names else Level.WARN,
         detail=", ".join(names) or f"none in {project.conf / 'experiment'}",
@@ -296,7 +295,7 @@ def _configuration(project: Project) -> list[Finding]:
         facts={"count": len(names), "broken": len(broken)},
     )
     local = os.environ.get("REPRO_DATA_SOURCE")
-    return [experiments, *broken, *datasets(wanted, cache=cache_folder(), local=local)]
+    return [composed, *broken, *datasets(wanted, cache=cache_folder(), local=local)]
 
 
 def _hint(error: ReproError) -> str:

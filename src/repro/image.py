@@ -237,21 +237,7 @@ def ensure(
 
 def look(spec: ImageSpec, engine: Engine) -> Image:
     """The image of `spec` as the engine has it; where it has none, an image without an id."""
-    found = accepted(spec, engine.image(spec.tag))
-    if found:
-        return _image(spec, found, built=False, seconds=0.0)
-    return Image(
-        variant=spec.variant,
-        tag=spec.tag,
-        id="",
-        spec=spec.digest,
-        base=spec.base,
-        base_resolved="",
-        platform=spec.platform,
-        digest=None,
-        built=False,
-        seconds=0.0,
-    )
+    return _image(spec, accepted(spec, engine.image(spec.tag)), built=False, seconds=0.0)
 
 
 @contextmanager
@@ -327,16 +313,16 @@ def _build(
     return tagged
 
 
-def _image(spec: ImageSpec, found: ImageFacts, *, built: bool, seconds: float) -> Image:
+def _image(spec: ImageSpec, found: ImageFacts | None, *, built: bool, seconds: float) -> Image:
     return Image(
         variant=spec.variant,
         tag=spec.tag,
-        id=found.id,
+        id=found.id if found else "",
         spec=spec.digest,
         base=spec.base,
-        base_resolved=found.labels.get(BASE_LABEL, ""),
-        platform=found.platform,
-        digest=found.digests[0] if found.digests else None,
+        base_resolved=found.labels.get(BASE_LABEL, "") if found else "",
+        platform=found.platform if found else spec.platform,
+        digest=next(iter(found.digests), None) if found else None,
         built=built,
         seconds=seconds,
     )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
-import secrets
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -314,7 +314,9 @@ def artifacts(folder: RunFolder) -> Iterator[tuple[Path, str]]:
 def link(source: Path, target: Path) -> None:
     """The same bytes under a second name; a copy where the file systems differ."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{secrets.token_hex(8)}.repro")
+    short = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]  # names may be as long as the disk allows
+    temporary = target.with_name(f".{short}.repro")
+    temporary.unlink(missing_ok=True)
     try:
         os.link(source, temporary, follow_symlinks=False)
     except OSError:

@@ -66,6 +66,10 @@ class Pump(threading.Thread):
             self.disk_error = str(error)
             self.missed = (self.missed + chunk)[-MISSED_BYTES:]
 
+    def give_up(self) -> None:
+        """Whoever had the output has gone: what is there is all."""
+        self.over.set()
+
     def finish(self) -> bool:
         """The container is over: let what it printed last arrive. False: the engine holds some of it back."""
         if self.ident is None:  # interrupted before it began

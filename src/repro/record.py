@@ -209,6 +209,11 @@ def write_atomic(path: Path, content: bytes) -> None:
         raise
 
 
+def shown(name: str) -> str:
+    """A name that can be printed and put in JSON whatever its bytes are: one that is not UTF-8 becomes `\\xe9`."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
 def folders(runs: Path) -> list[RunFolder]:
     """Every run under `runs`, once, oldest first: ids sort by second, records tell runs of one second apart."""
     if not runs.is_dir():

@@ -16,6 +16,7 @@ from typing import IO, cast
 
 from repro.errors import BadInputError, EnvironmentUnfitError, ReproError
 from repro.experiment import Value
+from repro.record import shown
 
 EPOCH = 946_684_800  # 2000-01-01 UTC: the date of every snapshot commit
 
@@ -177,11 +178,6 @@ def remote(repository: Repository) -> str | None:
     url = re.sub(r"^(https?|ftps?)://[^/]*@", r"\1://", url)  # a token may stand in either place
     url = re.sub(r"^([a-z+]+://[^/@:]*):[^/@]*@", r"\1@", url)  # ssh: the user is part of the address
     return shown(url) or None
-
-
-def shown(name: str) -> str:
-    """A name that can be printed and put in JSON whatever its bytes are."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def some(names: Iterable[str], most: int = 10) -> list[str]:

@@ -80,10 +80,7 @@ def _completion(wanted: list[str]) -> int:
     else:
         raise BadInputError(
             f"no completion for {' '.join(wanted) or 'nothing'}",
-            hints=[
-                'bash: eval "$(repro run -sc install=bash)"',
-                "zsh: the same, after `autoload -U bashcompinit; bashcompinit`",
-            ],
+            hints=['there is one for bash: eval "$(repro run -sc install=bash)"'],
         )
     return ExitCode.OK
 
@@ -205,7 +202,7 @@ class Session:
         from repro import data
 
         cache = cache_folder()
-        wanted = {name: data.rooted(dataset, self.project.root) for name, dataset in experiment.data.items()}
+        wanted = data.rooted(experiment.data, self.project.root)
         if self.only_look:
             for name, dataset in wanted.items():
                 if not data.cached(name, dataset, cache=cache):

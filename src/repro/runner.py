@@ -149,7 +149,7 @@ def _release(engine: Engine, container: str, say: Callable[[str], None]) -> None
         engine.remove(container)
     except EnvironmentUnfitError as error:
         why = " ".join([error.what, *error.evidence])
-        say(f"the container is still there ({why}); `docker rm -f {container}` removes it")
+        say(f"the container may still be there ({why}); `docker rm -f {container}` removes it")
 
 
 def _record_failure(record: Record, folder: RunFolder, error: BaseException) -> None:
@@ -261,9 +261,12 @@ def _conclude(record: Record, ending: _Ending, folder: RunFolder, pump: Pump) ->
     def write(outputs: tuple[FileUsed, ...]) -> Record:
         reason = "; ".join(remarks)
         ended = Ended(at=at, end=ending.end, exit_code=ending.exit_code, reason=reason, outputs=outputs)
-        folder.write(msgspec.structs.replace(record, ended=ended))
-        return msgspec.structs.replace(record, ended=ended)
+        finished = msgspec.structs.replace(record, ended=ended)
+        folder.write(finished)
+        return finished
 
+    if ending.end is End.LOST:
+        pump.give_up()
     if not pump.finish():
         remarks.append("the end of its output is still with the engine: `docker logs` has it")
     if refusal := _init_refusal(ending, folder):

@@ -19,8 +19,8 @@ from repro import lfs
 from repro.checkout import write_commit
 from repro.errors import BadInputError, EnvironmentUnfitError
 from repro.experiment import Value
-from repro.record import Code
-from repro.repository import Repository, git, open_repository, reading, remote, shown, some
+from repro.record import Code, shown
+from repro.repository import Repository, git, open_repository, reading, remote, some
 
 MAX_FILE = 50_000_000  # bytes; larger untracked files are refused: they are data, and git keeps them for ever
 SECRETS = (

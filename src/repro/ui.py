@@ -99,11 +99,13 @@ def _noted(scratch: Path) -> Server | None:
 def _running(scratch: Path) -> Server | None:
     """The noted server, when it is alive and answers as one of MLflow's."""
     server = _noted(scratch)
+    if server is None:
+        return None
     try:
-        os.kill(server.pid if server else 0, 0)
+        os.kill(server.pid, 0)
     except OSError:
         return None
-    return server if server and _healthy(server) else None
+    return server if _healthy(server) else None
 
 
 def _healthy(server: Server) -> bool:
