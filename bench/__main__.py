@@ -84,7 +84,7 @@ def base_image() -> str:
     from repro.project import Project
 
     project = Project.find(Path(__file__).parent)
-    image = config.compose_image(project, ["image=debian"])
+    image, _build = config.compose_image(project, ["image=debian"])
     if image.bootstrap is None:
         raise SystemExit("image=debian has no bootstrap recipe")
     return base.ensure(image.bootstrap, connect(), say=print)

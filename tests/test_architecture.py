@@ -22,6 +22,7 @@ ROWS = (
     "journal store view tracking publication publisher",
     "report display",
     "ui doctor housekeeping",
+    "imaging",
     "run",
     "cli",
 )

@@ -16,7 +16,7 @@ import pytest
 from repro import base, image
 from repro.engine import Engine, connect
 from repro.errors import BadInputError, EngineUnreachableError, EnvironmentUnfitError, ReproError
-from repro.experiment import ImageConfig
+from repro.experiment import BuildConfig, ImageConfig
 from repro.image import ImageSpec
 from tests.second_engine import second_engine
 
@@ -57,7 +57,8 @@ class Recipe:
 
     def spec(self, dockerfile: str, **options: object) -> ImageSpec:
         (self.root / "docker" / "Dockerfile").write_text(START + dockerfile)
-        return ImageSpec.read(self.config(**options), self.root)
+        build = BuildConfig(network=options.pop("network", None))  # type: ignore[arg-type]
+        return ImageSpec.read(self.config(**options), self.root, build)
 
     def process(self) -> subprocess.Popen[str]:
         """Somebody else who wants the image of the Dockerfile that is there."""

@@ -113,7 +113,7 @@ def test_numbers_in_a_command_and_in_the_environment_are_text(project: Project) 
 def test_every_key_of_the_image_can_be_set(project: Project) -> None:
     image = composed(project, "image.context=[a]", "image.target=t", "+image.build_args.PY=3").image
     assert (image.context, image.target, image.build_args) == (("a",), "t", {"PY": "3"})
-    assert config.compose_image(project, ["+image.build_args.PY=3"]).build_args == {"PY": "3"}
+    assert config.compose_image(project, ["+image.build_args.PY=3"])[0].build_args == {"PY": "3"}
 
 
 def test_a_file_that_is_no_text_is_named(project: Project) -> None:
@@ -134,7 +134,7 @@ def test_a_configuration_that_does_not_begin_with_ours_is_told_how(project: Proj
 def test_what_editors_leave_beside_a_file_is_no_experiment(project: Project) -> None:
     (project.conf / "experiment" / ".#toy.yaml").symlink_to("nobody@host.1:2")
     assert config.options(project, "experiment") == ["toy"]
-    assert config.compose_image(project, []).variant == "tensorflow"
+    assert config.compose_image(project, [])[0].variant == "tensorflow"
 
 
 def test_a_key_that_a_file_invents_is_an_error_too(project: Project) -> None:
@@ -152,13 +152,13 @@ def test_a_file_that_is_not_yaml_is_named_with_its_line(project: Project) -> Non
 
 
 def test_the_image_is_composed_without_an_experiment_and_again_when_a_file_changes(project: Project) -> None:
-    assert config.compose_image(project, []).base == "tensorflow/tensorflow:2.21.0"
+    assert config.compose_image(project, [])[0].base == "tensorflow/tensorflow:2.21.0"
     (project.conf / "image").mkdir()
     (project.conf / "image" / "tensorflow.yaml").write_text("variant: tensorflow\nbase: a:1\n")
-    assert config.compose_image(project, []).base == "a:1"
-    assert config.compose_image(project, ["image.base=b:2"]).base == "b:2"
+    assert config.compose_image(project, [])[0].base == "a:1"
+    assert config.compose_image(project, ["image.base=b:2"])[0].base == "b:2"
     (project.conf / "image" / "tensorflow.yaml").write_text("variant: tensorflow\nbase: a:2\n")
-    assert config.compose_image(project, []).base == "a:2"
+    assert config.compose_image(project, [])[0].base == "a:2"
 
 
 def test_an_image_that_depends_on_the_environment_is_composed_each_time(
@@ -167,9 +167,9 @@ def test_an_image_that_depends_on_the_environment_is_composed_each_time(
     (project.conf / "image").mkdir()
     (project.conf / "image" / "tensorflow.yaml").write_text("variant: tensorflow\nbase: ${oc.env:BASE_OF_TEST}\n")
     monkeypatch.setenv("BASE_OF_TEST", "one:1")
-    assert config.compose_image(project, []).base == "one:1"
+    assert config.compose_image(project, [])[0].base == "one:1"
     monkeypatch.setenv("BASE_OF_TEST", "two:2")
-    assert config.compose_image(project, []).base == "two:2"
+    assert config.compose_image(project, [])[0].base == "two:2"
 
 
 def test_an_image_is_composed_again_whatever_decides_it_has_changed(
@@ -177,20 +177,20 @@ def test_an_image_is_composed_again_whatever_decides_it_has_changed(
 ) -> None:
     monkeypatch.setenv("BASE_OF_TEST", "one:1")
     override = "image.base=${oc.env:BASE_OF_TEST}"
-    assert config.compose_image(project, [override]).base == "one:1"
+    assert config.compose_image(project, [override])[0].base == "one:1"
     monkeypatch.setenv("BASE_OF_TEST", "two:2")
-    assert config.compose_image(project, [override]).base == "two:2"
+    assert config.compose_image(project, [override])[0].base == "two:2"
     (tmp_path / "elsewhere").mkdir()
     (project.conf / "image").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
     for base in ("a:1", "a:2"):
         (tmp_path / "elsewhere" / "tensorflow.yaml").write_text(f"variant: tensorflow\nbase: {base}\n")
-        assert config.compose_image(project, []).base == base
+        assert config.compose_image(project, [])[0].base == base
 
 
 def test_an_image_that_was_composed_before_is_known_without_hydra(project: Project) -> None:
     code = (
         "import sys; from pathlib import Path; from repro import config; from repro.project import Project\n"
-        "print(config.compose_image(Project(Path(sys.argv[1])), []).base, 'hydra' in sys.modules)"
+        "print(config.compose_image(Project(Path(sys.argv[1])), [])[0].base, 'hydra' in sys.modules)"
     )
 
     def once() -> str:

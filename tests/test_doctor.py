@@ -91,7 +91,7 @@ def test_the_choice_is_what_hydra_composes_afterwards(project: Project) -> None:
     assert (path, written) == (project.conf / "local" / "default.yaml", True)
     assert "a test wants it" in path.read_text()
     assert "2026-11-24" in path.read_text()
-    assert config.compose_image(project, []).variant == "tensorflow"
+    assert config.compose_image(project, [])[0].variant == "tensorflow"
 
 
 def test_the_choice_decides_among_the_projects_variants_and_the_command_line_over_it(project: Project) -> None:
@@ -100,9 +100,9 @@ def test_the_choice_decides_among_the_projects_variants_and_the_command_line_ove
     for variant in ("mine", "other"):
         (group / f"{variant}.yaml").write_text(f"variant: {variant}\nbase: {variant}:1\n")
     doctor.write(project, Choice(variant="mine", why="a test"), NOW)
-    assert config.compose_image(project, []).base == "mine:1"
+    assert config.compose_image(project, [])[0].base == "mine:1"
     assert config.compose(project, ["experiment=toy"]).image.base == "mine:1"
-    assert config.compose_image(project, ["image=other"]).base == "other:1"
+    assert config.compose_image(project, ["image=other"])[0].base == "other:1"
 
 
 def test_our_own_note_is_replaced_and_the_users_file_is_kept(project: Project) -> None:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from repro import config, context, image
 from repro.engine import ImageFacts
 from repro.errors import BadInputError
-from repro.experiment import BaseRecipe, ImageConfig
+from repro.experiment import BaseRecipe, BuildConfig, ImageConfig, SecretSource
 from repro.image import ImageSpec
 from repro.project import Project
 
@@ -29,9 +29,9 @@ CONFIG = ImageConfig(
     base="tensorflow/tensorflow:2.21.0",
     context=("tools",),
     build_args={"B": "2", "A": "1"},
-    network="host",
     target="last",
 )
+HOST = BuildConfig(network="host")
 DOCKERFILE = "ARG BASE_IMAGE\nFROM ${BASE_IMAGE} AS last\nCOPY docker/requirements.txt tools/a.sh /tmp/\n"
 # The hash is a contract: images that exist are found by it. A change here needs a new `image.SCHEMA`, and its reason.
 GOLDEN = "d79435c624bb4725e7ec6c895c63656a41551a1847a5ff5e9ab01c5b7e716a1c"
@@ -55,8 +55,8 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def spec(root: Path, **changes: object) -> ImageSpec:
-    return ImageSpec.read(msgspec.structs.replace(CONFIG, **changes), root)
+def spec(root: Path, build: BuildConfig = HOST, **changes: object) -> ImageSpec:
+    return ImageSpec.read(msgspec.structs.replace(CONFIG, **changes), root, build)
 
 
 # what decides ----------------------------------------------------------------------------------------------------
@@ -107,7 +107,6 @@ CHANGES = {
     "build_args": {"A": "1", "B": "3"},
     "target": None,
     "platform": "linux/arm64",
-    "network": None,
 }
 
 
@@ -120,9 +119,17 @@ def test_every_field_that_decides_an_image_changes_the_hash(root: Path, field: s
     assert spec(root, **{field: CHANGES[field]}).digest != spec(root).digest
 
 
+def test_the_network_of_the_build_changes_the_hash_and_nothing_else_of_how_it_is_built(root: Path) -> None:
+    (root / "ca.pem").write_text("x")
+    other = BuildConfig(network="host", ca_bundle="ca.pem", secrets={"a": SecretSource(env="A")})
+    assert spec(root, other).digest == spec(root).digest
+    assert spec(root, BuildConfig()).digest != spec(root).digest
+    assert spec(root, BuildConfig(network="default")).digest == spec(root, BuildConfig()).digest
+
+
 def test_the_two_lists_cover_every_field() -> None:
     fields = {field.name for field in msgspec.structs.fields(ImageConfig)}
-    assert fields == {*CHANGES, "dockerfile", "name", "variant"}
+    assert fields == {*CHANGES, "dockerfile", "name", "variant", "registry"}
 
 
 @pytest.mark.parametrize("field", ["suite", "packages", "source_date_epoch"])
@@ -264,7 +271,7 @@ def test_the_order_of_keys_in_yaml_does_not_count(root: Path) -> None:
         file = root / "conf" / "image" / "tensorflow.yaml"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(yaml.safe_dump(each, sort_keys=False))
-        digests.add(ImageSpec.read(config.compose_image(Project(root), ["image=tensorflow"]), root).digest)
+        digests.add(ImageSpec.read(config.compose_image(Project(root), ["image=tensorflow"])[0], root, HOST).digest)
     assert digests == {spec(root).digest}
 
 

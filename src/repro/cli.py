@@ -11,13 +11,11 @@ from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
-from repro import __version__, report
+from repro import __version__, imaging, report
 from repro.display import Display, guarded
-from repro.errors import BadInputError, ExitCode, RefusedError
-from repro.project import Project, ignored_folder, user_name
+from repro.errors import BadInputError, ExitCode
+from repro.project import Project
 from repro.record import Record, RunFolder, folders
-
-OVERRIDES = "Hydra overrides, such as image=debian"
 
 
 def entry() -> None:
@@ -45,26 +43,14 @@ def parser() -> argparse.ArgumentParser:
     verbs = top.add_subparsers(required=True, metavar="VERB")
     verbs.add_parser("run", help="run an experiment: repro run experiment=NAME [overrides] [-m]; --help is Hydra's")
 
-    def add(verb: object, name: str, text: str, *, json: bool = False) -> argparse.ArgumentParser:
+    def add(verb: imaging.Verb, name: str, text: str, *, json: bool = False) -> argparse.ArgumentParser:
         command = verbs.add_parser(name, help=text, description=text)
         command.set_defaults(verb=verb)
         if json:
             command.add_argument("--json", action="store_true", help="print JSON")
         return command
 
-    command = add(rebuild, "rebuild", "build the image of the configuration", json=True)
-    command.add_argument("overrides", nargs="*", help=OVERRIDES)
-    mode = command.add_mutually_exclusive_group()
-    mode.add_argument("--if-changed", action="store_true", help="do nothing when the image is there")
-    mode.add_argument("--check", action="store_true", help="only answer: exit 0 up to date, 1 out of date")
-    command.add_argument("--no-cache", action="store_true", help="build every step again")
-    command.add_argument("--pull", action="store_true", help="ask the registry for a newer base first")
-    command.add_argument("-v", "--verbose", action="store_true", help="stream the build's output")
-
-    add(images, "images", "images of this project: tag, id, size, age, runs that used them", json=True)
-    command = add(prune, "prune", "remove images that no recorded run needs; lists them first", json=True)
-    command.add_argument("--yes", action="store_true", help="do not ask")
-    command.add_argument("--force", action="store_true", help="also images that recorded runs need")
+    imaging.register(add)
 
     command = add(shell, "shell", "an interactive shell in exactly the container of an experiment")
     command.add_argument("overrides", nargs="*", help="experiment=NAME and further overrides")
@@ -112,86 +98,6 @@ def find(project: Project, wanted: str) -> tuple[Record, RunFolder]:
 
 
 # verbs ----------------------------------------------------------------------------------------------------------
-
-
-def rebuild(args: argparse.Namespace, display: Display) -> int:
-    """The image of the configuration: look, or build and lock."""
-    from repro import config, image, lockfile
-    from repro.engine import connect, glance
-
-    project = Project.find(Path.cwd())
-    spec = image.ImageSpec.read(config.compose_image(project, args.overrides), project.root)
-    if args.check or args.if_changed:
-        present = image.accepted(spec, glance(spec.tag))
-        if present or args.check:
-            answer = {"tag": spec.tag, "spec": spec.digest, "present": bool(present)}
-            state = "up to date" if present else "out of date: `repro rebuild` builds it"
-            print(report.as_json(answer) if args.json else f"{spec.tag}  {state}")
-            return ExitCode.OK if present else ExitCode.NO
-    with display.step("image") as step:
-        log = ignored_folder(project.scratch) / "logs" / f"build-{spec.digest[:16]}.log"
-        made = image.ensure(spec, connect(), say=step.say, build_log=log, no_cache=args.no_cache, pull=args.pull)
-        step.detail = f"{made.tag} {'built' if made.built else 'present'}"
-    lockfile.note(project.lock, made)
-    print(report.as_json(made) if args.json else f"{made.tag}  {report.short(made.id)}")
-    return ExitCode.OK
-
-
-def images(args: argparse.Namespace, _display: Display) -> int:
-    """What `docker image ls` cannot tell: which runs need an image."""
-    from repro import housekeeping
-    from repro.engine import connect
-
-    rows = housekeeping.images(connect(), _runs_or_none())
-    if args.json:
-        print(report.as_json(rows))
-        return ExitCode.OK
-    now = datetime.now(timezone.utc)
-    cells = [
-        (row.tag, report.short(row.id), report.size(row.size), report.age(row.created, now), str(len(row.runs)))
-        for row in rows
-    ]
-    print(report.table(("TAG", "ID", "SIZE", "AGE", "RUNS"), cells) if cells else "no images yet")
-    return ExitCode.OK
-
-
-def prune(args: argparse.Namespace, display: Display) -> int:
-    """List what can go, ask, remove."""
-    from repro import housekeeping, lockfile
-    from repro.engine import connect
-
-    project, engine = Project.find(Path.cwd()), connect()
-    rows = housekeeping.images(engine, project.runs)
-    plan = housekeeping.plan_prune(rows, lockfile.read(project.lock), user=user_name(), force=args.force)
-    if args.json and not (args.yes and plan.removed):
-        print(report.as_json(plan))
-        return ExitCode.OK
-    for kept in plan.kept:
-        display.line(f"keeps    {kept.tag}  {kept.why}")
-    for row in plan.removed:
-        display.line(f"removes  {row.tag}  {report.size(row.size)}")
-    if not plan.removed:
-        display.line("nothing to remove")
-        return ExitCode.OK
-    if not args.yes and not _asked(f"remove {report.many(len(plan.removed), 'image')}?"):
-        raise RefusedError("nothing removed", hints=["answer y, or use --yes"])
-    housekeeping.prune(engine, plan)
-    print(report.as_json(plan) if args.json else f"removed {report.many(len(plan.removed), 'image')}")
-    return ExitCode.OK
-
-
-def _asked(question: str) -> bool:
-    if not sys.stdin.isatty():
-        return False
-    return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
-
-
-def _runs_or_none() -> Path | None:
-    """The runs of the project around us; images can be listed from anywhere."""
-    try:
-        return Project.find(Path.cwd()).runs
-    except BadInputError:
-        return None
 
 
 def shell(args: argparse.Namespace, display: Display) -> int:

@@ -21,14 +21,15 @@ import msgspec
 
 from repro import __version__
 from repro.errors import BadInputError, EnvironmentUnfitError
-from repro.experiment import Experiment, ImageConfig, Value
+from repro.experiment import BuildConfig, Experiment, ImageConfig, Value
 from repro.project import Project, ignored_folder
 from repro.record import write_atomic
 
 HYDRA_VERSION_BASE = "1.3"
 LIBRARY = Path(__file__).parent / "conf"  # pkg://repro.conf
 Struct = TypeVar("Struct", bound=msgspec.Struct)
-FREE = ("params.", "env.", "image.build_args.", "data.")  # whose keys are the user's own
+FREE = ("params.", "env.", "image.build_args.", "build.secrets.", "data.")  # whose keys are the user's own
+SECTIONS: dict[type, str] = {ImageConfig: "image", BuildConfig: "build"}
 UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
@@ -96,8 +97,8 @@ def compose(project: Project, overrides: Sequence[str]) -> Experiment:
         return _experiment(_to_container(_compose(project, overrides)))
 
 
-def compose_image(project: Project, overrides: Sequence[str]) -> ImageConfig:
-    """The image alone: no experiment has to be chosen.
+def compose_image(project: Project, overrides: Sequence[str]) -> tuple[ImageConfig, BuildConfig]:
+    """The image alone, and how it is built: no experiment has to be chosen.
 
     The answer is kept, for as long as no file in conf/ changes: importing Hydra takes several times as long as all
     the rest of `repro rebuild --if-changed`.
@@ -107,15 +108,15 @@ def compose_image(project: Project, overrides: Sequence[str]) -> ImageConfig:
     """
     kept = project.scratch / "image-config.json"
     key = _state(project, overrides)
-    if key and (image := _recall(kept, key)):
-        return image
+    if key and (found := _recall(kept, key)):
+        return found
     with _worded(project, overrides):
         container = _to_container(_compose(project, overrides), missing_allowed=True)
-        image = _image(container)
+        image, build = _image(container), _convert(container.get("build", {}), BuildConfig, container)
     if key:
         ignored_folder(project.scratch)
-        write_atomic(kept, msgspec.json.encode({"key": key, "image": image}))
-    return image
+        write_atomic(kept, msgspec.json.encode({"key": key, "image": image, "build": build}))
+    return image, build
 
 
 def _state(project: Project, overrides: Sequence[str]) -> str:
@@ -145,10 +146,12 @@ def _is_config(name: str) -> bool:
     return name.endswith(".yaml") and not name.startswith(".")  # editors leave locks and copies there
 
 
-def _recall(kept: Path, key: str) -> ImageConfig | None:
+def _recall(kept: Path, key: str) -> tuple[ImageConfig, BuildConfig] | None:
     try:
         found = msgspec.json.decode(kept.read_bytes())
-        return msgspec.convert(found["image"], ImageConfig) if found["key"] == key else None
+        if found["key"] != key:
+            return None
+        return msgspec.convert(found["image"], ImageConfig), msgspec.convert(found["build"], BuildConfig)
     except (OSError, KeyError, TypeError, msgspec.MsgspecError):
         return None
 
@@ -276,7 +279,7 @@ def _convert(raw: Any, kind: type[Struct], container: dict[str, Any]) -> Struct:
     except msgspec.ValidationError as error:
         what, _, where = str(error).partition(" - at `$")
         path = where.rstrip("`").lstrip(".")
-        path = ".".join(filter(None, ["image" if kind is ImageConfig else "", path]))
+        path = ".".join(filter(None, [SECTIONS.get(kind, ""), path]))
         if unknown := re.search(r"unknown field `(.*)`", what):
             key = ".".join(filter(None, [path, unknown[1]]))
             raise _unknown_key(key, _schema_keys() | set(_flat(container)) - {key}) from error

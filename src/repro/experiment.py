@@ -5,7 +5,7 @@ Sizes are bytes, times are seconds. Every type refuses unknown keys.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -44,7 +44,22 @@ class ImageConfig(Value, frozen=True, kw_only=True):
     build_args: dict[str, str] = {}
     target: str | None = None
     platform: str = "linux/amd64"
-    network: str | None = None  # network of the build: engine's default, host or none
+    registry: str | None = None  # host[:port][/path] that images are pushed to and pulled from
+
+
+class SecretSource(Value, frozen=True, kw_only=True):
+    """Where the value of a build secret comes from: exactly one of the two."""
+
+    env: str | None = None
+    file: str | None = None
+
+
+class BuildConfig(Value, frozen=True, kw_only=True):
+    """How images are built. Of these, the network alone is part of an image's identity."""
+
+    network: Literal["default", "host", "none"] | None = None  # of the build's steps; None: the engine's default
+    ca_bundle: str | None = None  # PEM file that steps with a network may trust; never in the image
+    secrets: dict[Name, SecretSource] = {}  # for `RUN --mount=type=secret,id=NAME`
 
 
 class DatasetConfig(Value, frozen=True, kw_only=True):
@@ -88,6 +103,7 @@ class Experiment(Value, frozen=True, kw_only=True):
     network: str = "none"
     env: dict[str, str] = {}
     image: ImageConfig
+    build: BuildConfig = BuildConfig()
     data: dict[Name, DatasetConfig] = {}
     resources: Resources = Resources()
     tracking: Tracking = Tracking()

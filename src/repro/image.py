@@ -23,10 +23,11 @@ from repro import builder, context, dockerfile
 from repro.context import ContextFile
 from repro.engine import Engine, ImageFacts
 from repro.errors import BadInputError, EnvironmentUnfitError
-from repro.experiment import BaseRecipe, ImageConfig, Value
+from repro.experiment import BaseRecipe, BuildConfig, ImageConfig, Value
 from repro.project import cache_folder, user_name
 
 SCHEMA = 1
+DEFAULT_BUILD = BuildConfig()
 SPEC_LABEL = "repro.spec"
 BASE_LABEL = "repro.base"
 USER_LABEL = "repro.user"  # who built it: whose runs may need it
@@ -52,7 +53,7 @@ class ImageSpec(Value, frozen=True, kw_only=True):
     network: str | None
 
     @classmethod
-    def read(cls, config: ImageConfig, root: Path) -> ImageSpec:
+    def read(cls, config: ImageConfig, root: Path, build: BuildConfig = DEFAULT_BUILD) -> ImageSpec:
         """The spec of a configuration, from the files below the project's root; only declared files are looked at.
 
         Raises:
@@ -75,7 +76,7 @@ class ImageSpec(Value, frozen=True, kw_only=True):
             build_args=config.build_args,
             target=config.target,
             platform=config.platform,
-            network=config.network,
+            network=None if build.network == "default" else build.network,
         )
         check_base(spec)
         check_copies(spec, root)

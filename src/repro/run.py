@@ -21,7 +21,7 @@ from repro import plan as planning
 from repro.display import Display, guarded
 from repro.engine import Engine, EngineFacts, connect
 from repro.errors import BadInputError, EnvironmentUnfitError, ExitCode, ReproError
-from repro.experiment import Experiment, ImageConfig
+from repro.experiment import BuildConfig, Experiment, ImageConfig
 from repro.image import Image, ImageSpec
 from repro.project import Project, cache_folder, ignored_folder, user_name
 from repro.record import DatasetUsed, End, ImageUsed, Record, RunFolder
@@ -168,14 +168,14 @@ class Session:
             self.display.notice(f"{name} looks like a secret and is in the snapshot: add it to .gitignore")
         return snapshot, folder, source.diff_text(snapshot, self.project.root)
 
-    def image(self, wanted: ImageConfig) -> tuple[ImageSpec, Image]:
+    def image(self, wanted: ImageConfig, build: BuildConfig) -> tuple[ImageSpec, Image]:
         """The image of a configuration, built when it is missing, and what it is made from.
 
         Its files are read once: what is edited during a multirun changes no later job of it.
         """
-        key = msgspec.json.encode(wanted)
+        key = msgspec.json.encode((wanted, build))
         if key not in self.images:
-            spec = ImageSpec.read(wanted, self.project.root)
+            spec = ImageSpec.read(wanted, self.project.root, build)
             self.images[key] = spec, self._made(spec)
         return self.images[key]
 
@@ -222,7 +222,7 @@ class Session:
         """Everything decided; what is missing (image, data) has been made."""
         experiment = composed.experiment
         snapshot, code_folder, diff = self.code
-        spec, made = self.image(experiment.image)
+        spec, made = self.image(experiment.image, experiment.build)
         inputs = spec.recipe()
         if self.project.lock.is_file():
             inputs[self.project.lock.name] = self.project.lock.read_text(encoding="utf-8", errors="replace")
