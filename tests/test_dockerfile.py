@@ -138,3 +138,63 @@ def test_a_step_is_found_by_its_number_and_by_its_text() -> None:
     assert [dockerfile.line_of_step(text, step) for step in (0, 1, 2, 3, 4)] == [None, 2, 4, 6, None]
     assert dockerfile.line_of(text, "RUN one   two") == 4
     assert dockerfile.line_of(text, "RUN other") is None
+
+
+# images from outside ---------------------------------------------------------------------------------------------
+
+OUTSIDE = """\
+# syntax=docker/dockerfile:1
+ARG BASE_IMAGE
+ARG OTHER=debian:12
+FROM ${BASE_IMAGE} AS one
+RUN --mount=type=bind,from=busybox:1,target=/b \\
+    apt-get update && apt-get install -y git \\
+    && curl -O x
+COPY --from=registry.example.com:5000/uv:0.9 /uv /bin/
+COPY --from=one /a /b
+FROM scratch AS nothing
+FROM ${OTHER}-slim AS last
+COPY --from=0 /a /b
+FROM never:1
+"""
+
+
+def test_every_image_from_outside_is_found_up_to_the_target() -> None:
+    found = dockerfile.references(OUTSIDE, {"BASE_IMAGE": "tf:1"}, "last")
+    assert [(each.line, each.kind, each.image) for each in found] == [
+        (1, "syntax", "docker/dockerfile:1"),
+        (4, "FROM", "tf:1"),
+        (5, "RUN", "busybox:1"),
+        (8, "COPY", "registry.example.com:5000/uv:0.9"),
+        (11, "FROM", "debian:12-slim"),
+    ]
+    assert dockerfile.references(OUTSIDE, {"BASE_IMAGE": "tf:1"})[-1].image == "never:1"
+
+
+def test_pins_take_the_place_of_names_and_no_line_moves() -> None:
+    found = dockerfile.references(OUTSIDE, {"BASE_IMAGE": "tf:1"}, "last")
+    pinned = dockerfile.pinned(OUTSIDE, found, {each.image: f"pin{number}" for number, each in enumerate(found)})
+    before, after = OUTSIDE.splitlines(), pinned.splitlines()
+    assert {number: line for number, (line, old) in enumerate(zip(after, before, strict=True), 1) if line != old} == {
+        1: "# syntax=pin0",
+        4: "FROM pin1 AS one",
+        5: "RUN --mount=type=bind,from=pin2,target=/b \\",
+        8: "COPY --from=pin3 /uv /bin/",
+        11: "FROM pin4 AS last",
+    }
+    assert dockerfile.pinned(OUTSIDE, found, {}) == OUTSIDE
+
+
+def test_a_pin_goes_where_the_reference_stands_and_not_into_a_name_that_begins_like_it() -> None:
+    text = "FROM a:1 AS a\nRUN --mount=type=bind,from=b,target=/b \\\n  --mount=type=bind,source=b,target=/c true\n"
+    found = dockerfile.references(text, {})
+    assert dockerfile.pinned(text, found, {"a:1": "P", "b": "Q"}) == text.replace("a:1", "P").replace(
+        "from=b", "from=Q"
+    )
+
+
+def test_what_the_network_gives_is_told() -> None:
+    assert dockerfile.network_commands(OUTSIDE) == ("apt-get install", "curl")
+    assert dockerfile.network_commands("FROM a\nRUN --network=none curl x\nRUN echo curly\n") == ()
+    text = "FROM a\nADD https://x/y.tar /t\nADD --checksum=sha256:0a https://x/z.tar /t\nADD local.tar /t\n"
+    assert dockerfile.unpinned_urls(text, {}) == ("https://x/y.tar",)

@@ -34,7 +34,7 @@ CONFIG = ImageConfig(
 HOST = BuildConfig(network="host")
 DOCKERFILE = "ARG BASE_IMAGE\nFROM ${BASE_IMAGE} AS last\nCOPY docker/requirements.txt tools/a.sh /tmp/\n"
 # The hash is a contract: images that exist are found by it. A change here needs a new `image.SCHEMA`, and its reason.
-GOLDEN = "d79435c624bb4725e7ec6c895c63656a41551a1847a5ff5e9ab01c5b7e716a1c"
+GOLDEN = "9ffee33944fce47f0c203eaa6e7e0516171150798aceb2d29da3eafcb57c5067"
 
 
 @pytest.fixture
@@ -59,6 +59,13 @@ def spec(root: Path, build: BuildConfig = HOST, **changes: object) -> ImageSpec:
     return ImageSpec.read(msgspec.structs.replace(CONFIG, **changes), root, build)
 
 
+def sent(found: ImageSpec) -> bytes:
+    """The build context, as a builder gets it."""
+    out = io.BytesIO()
+    context.write(out, found.files, {})
+    return out.getvalue()
+
+
 # what decides ----------------------------------------------------------------------------------------------------
 
 
@@ -76,9 +83,8 @@ def test_the_hash_can_be_computed_by_anybody_from_the_documented_form(root: Path
         return {"executable": False, "sha256": sha256(name)}
 
     documented = {
-        "schema": 1,
+        "schema": 2,
         "base": "tensorflow/tensorflow:2.21.0",
-        "bootstrap": None,
         "build_args": {"A": "1", "B": "2"},
         "dockerfile": "docker/Dockerfile",
         "files": {
@@ -117,6 +123,11 @@ def test_every_field_that_decides_an_image_changes_the_hash(root: Path, field: s
         "ARG BASE_IMAGE\nFROM ${BASE_IMAGE} AS last\n"
     )  # copies nothing: valid for all of them
     assert spec(root, **{field: CHANGES[field]}).digest != spec(root).digest
+
+
+def test_a_pin_changes_the_hash(root: Path) -> None:
+    pinned = msgspec.structs.replace(spec(root), pins={CONFIG.base: "tensorflow/tensorflow@sha256:" + "0" * 64})
+    assert pinned.digest != spec(root).digest
 
 
 def test_the_network_of_the_build_changes_the_hash_and_nothing_else_of_how_it_is_built(root: Path) -> None:
@@ -224,7 +235,7 @@ def test_time_umask_and_place_do_not_count(root: Path, tmp_path_factory: pytest.
     for file in copy.rglob("*"):
         os.utime(file, (1, 1), follow_symlinks=False)
     assert spec(copy).digest == before.digest
-    assert spec(copy).context() == before.context()
+    assert sent(spec(copy)) == sent(before)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
@@ -233,7 +244,7 @@ def test_the_owner_does_not_count(root: Path) -> None:
     for file in root.rglob("*"):
         os.chown(file, 1234, 5678, follow_symlinks=False)
     assert spec(root).digest == before.digest
-    assert spec(root).context() == before.context()
+    assert sent(spec(root)) == sent(before)
 
 
 def test_windows_line_ends_do_not_count(root: Path) -> None:
@@ -280,7 +291,7 @@ def test_the_order_of_keys_in_yaml_does_not_count(root: Path) -> None:
 
 def test_the_context_holds_exactly_the_hashed_files(root: Path) -> None:
     found = spec(root)
-    with tarfile.open(fileobj=io.BytesIO(found.context())) as archive:
+    with tarfile.open(fileobj=io.BytesIO(sent(found))) as archive:
         members = archive.getmembers()
         read = tuple(
             context.ContextFile(path=each.name, link=each.linkname)
@@ -294,7 +305,7 @@ def test_the_context_holds_exactly_the_hashed_files(root: Path) -> None:
         )
     assert read == tuple(msgspec.structs.replace(file, text=False) for file in found.files)
     assert {(each.uid, each.gid, each.uname, each.gname, each.mtime) for each in members} == {
-        (0, 0, "", "", image.MTIME)
+        (0, 0, "", "", context.MTIME)
     }
     assert {each.mode for each in members} == {0o644, 0o755, 0o777}
 
@@ -303,7 +314,7 @@ def test_names_of_any_length_and_script_fit_into_a_context(root: Path) -> None:
     name = "tools/" + "long/" * 50 + "\u65e5\u672c\u8a9e.txt"
     (root / name).parent.mkdir(parents=True)
     (root / name).write_text("x")
-    with tarfile.open(fileobj=io.BytesIO(spec(root).context())) as archive:
+    with tarfile.open(fileobj=io.BytesIO(sent(spec(root)))) as archive:
         assert name in archive.getnames()
 
 
@@ -438,3 +449,46 @@ def test_an_image_is_present_when_its_label_has_the_whole_hash_and_its_platform_
     assert image.accepted(wanted, facts()) is None
     assert image.accepted(wanted, facts(labels={image.SPEC_LABEL: wanted.digest[:16] + "0" * 48})) is None
     assert image.accepted(wanted, facts(labels=labels, platform="linux/arm64")) is None
+
+
+# what the host gives to a build ----------------------------------------------------------------------------------
+
+STAGES = "ARG BASE_IMAGE\nFROM ${BASE_IMAGE} AS made\n%s\nFROM ${BASE_IMAGE} AS last\n%s\n"
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "refused"),
+    [
+        ("COPY from-host /tmp/x", "COPY --from=made /opt /opt", False),
+        ("COPY from-host/wheels /tmp/x", "RUN --mount=type=bind,source=from-host,target=/x true", False),
+        ("RUN true", "COPY from-host /x", True),
+        ("RUN true", "COPY tools from-hos[t] /x/", True),
+        ("RUN true", "ADD ./from-host/wheels/ /x/", True),
+        ("COPY from-host /tmp/x", "COPY . /x", True),
+        ("RUN true", "COPY . /x", False),  # nothing asks for the folder, so it is not there
+    ],
+)
+def test_what_the_host_gives_cannot_stay_in_the_image(root: Path, first: str, last: str, refused: bool) -> None:
+    (root / "docker" / "Dockerfile").write_text(STAGES % (first, last))
+    if not refused:
+        assert spec(root, context=(".",)).uses_host == ("from-host" in first + last)
+        return
+    with pytest.raises(BadInputError, match="no part of its identity") as caught:
+        spec(root, context=(".",))
+    assert f"docker/Dockerfile:5: {last}" in caught.value.evidence
+
+
+def test_the_folder_of_the_host_is_not_the_users(root: Path) -> None:
+    (root / "from-host").mkdir()
+    (root / "from-host" / "a").write_text("x")
+    with pytest.raises(BadInputError, match="is taken"):
+        spec(root, context=(".",))
+
+
+def test_what_the_host_gives_is_in_its_folder_of_the_context(root: Path) -> None:
+    out = io.BytesIO()
+    context.write(out, spec(root).files, {"wheels/a.whl": root / "tools" / "a.sh", "README": b"x"})
+    with tarfile.open(fileobj=io.BytesIO(out.getvalue())) as archive:
+        added = [each.name for each in archive.getmembers() if each.name.startswith("from-host")]
+        assert added == ["from-host/README", "from-host/wheels/a.whl"]
+        assert archive.extractfile("from-host/wheels/a.whl").read() == b"echo a\n"  # type: ignore[union-attr]

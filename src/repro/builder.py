@@ -16,7 +16,7 @@ from typing import IO, Any
 from repro import dockerfile
 from repro.engine import Engine, translated
 from repro.errors import BadInputError, EngineUnreachableError, EnvironmentUnfitError, ReproError
-from repro.experiment import Value
+from repro.experiment import SecretSource, Value
 
 STOP_SECONDS = 5.0
 OUTPUT_LINES = 15  # of the failing step, shown with the error; the log has all
@@ -51,13 +51,14 @@ class Request(Value, frozen=True, kw_only=True):
     tag: str
     dockerfile: str  # its path in the context
     text: str  # of the Dockerfile
-    context: bytes  # tar
+    context: Callable[[IO[bytes]], None]  # writes the tar
     build_args: dict[str, str]
     labels: dict[str, str]
     platform: str
     target: str | None
     network: str | None
     no_cache: bool
+    secrets: dict[str, SecretSource]  # that steps may mount, by id
 
 
 def buildx() -> str | None:
@@ -137,9 +138,9 @@ def _classic(engine: Engine, request: Request) -> Generator[str, None, None]:
         options["platform"] = request.platform  # engines before 23 refuse the word without a need
     transcript = _Transcript(request.text)
     try:
-        with translated("building the image"):
+        with translated("building the image"), _piped(request.context) as context:
             stream = engine.client.api.build(
-                fileobj=request.context,
+                fileobj=context,
                 custom_context=True,
                 decode=True,
                 dockerfile=request.dockerfile,
@@ -235,9 +236,14 @@ def _buildx_command(request: Request) -> list[str]:
     command += [f"--target={request.target}"] if request.target else []
     command += [f"--network={request.network}"] if request.network else []
     command += ["--no-cache"] if request.no_cache else []
+    command += [f"--secret=id={name},{_option(source)}" for name, source in request.secrets.items()]
     # on Linux the build ends with us even where we are killed: it would go on, and give its result a tag, if its steps
     # print nothing that finds the pipe closed
     return [*(["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []), *command, "-"]
+
+
+def _option(source: SecretSource) -> str:
+    return f"env={source.env}" if source.env else f"src={source.file}"
 
 
 def _buildx_program() -> list[str]:
@@ -279,9 +285,20 @@ def _buildkit_error(heard: list[str], request: Request) -> _StepError:
     )
 
 
-def _feed(stdin: IO[bytes], context: bytes) -> None:
-    with contextlib.suppress(BrokenPipeError), stdin:
-        stdin.write(context)
+def _feed(out: IO[bytes], context: Callable[[IO[bytes]], None]) -> None:
+    with contextlib.suppress(BrokenPipeError), out:
+        context(out)
+
+
+@contextlib.contextmanager
+def _piped(context: Callable[[IO[bytes]], None]) -> Iterator[IO[bytes]]:
+    """The tar as a file to read from, made while it is read: it may hold gigabytes of wheels."""
+    reading, writing = os.pipe()
+    thread = threading.Thread(target=_feed, args=(os.fdopen(writing, "wb"), context), daemon=True)
+    with os.fdopen(reading, "rb") as source:
+        thread.start()
+        yield source
+    thread.join()
 
 
 def _engine_gone(evidence: str) -> EngineUnreachableError:

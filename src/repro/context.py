@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
+import io
 import os
 import re
 import stat
+import tarfile
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 
 from repro.errors import BadInputError
 from repro.experiment import Value
@@ -24,6 +26,8 @@ WRITTEN = ("runs", "mlartifacts", "mlruns", "mlflow.db*", "conf/local")  # by ru
 COMMENT = re.compile(r"(^|\s)#.*$")  # pip's own
 INCLUDES = ("-r", "--requirement", "-c", "--constraint")
 LOCALS = ("-e", "--editable", "-f", "--find-links")
+MTIME = 946_684_800  # 2000-01-01 UTC: of every file in a context, so that equal contexts are equal bytes
+FROM_HOST = "from-host"  # folder of a context for what a build may use and an image must not keep: no part of the hash
 ARCHIVES = (".whl", ".zip", ".tar.gz", ".tar.bz2", ".tgz")
 
 
@@ -58,6 +62,11 @@ def read(root: Path, dockerfile: str, requirements: str | None, declared: Sequen
     for name in declared:
         for path in _declared(root, name):
             relative = path.relative_to(root).as_posix()
+            if _below(normal(relative), FROM_HOST):
+                raise BadInputError(
+                    f"{relative}: the name {FROM_HOST}/ is taken, by what `repro` itself gives to a build",
+                    hints=["rename the folder, or list it in .dockerignore"],
+                )
             if ignored(relative):
                 continue
             file = _file(root, path, relative)
@@ -84,6 +93,44 @@ def holds(files: Sequence[ContextFile], declared: Sequence[str], source: str) ->
         if matched == file.path or any(_below(matched, folder) for folder in folders):
             return True  # of another folder only some files are here: a COPY of it would take less than it says
     return False
+
+
+def of_host(source: str) -> bool:
+    """Whether a COPY's source names the folder of what the host gives to a build, or something in it."""
+    first = source.split("/", maxsplit=1)[0]
+    return first != "*" and fnmatch.fnmatchcase(FROM_HOST, first)
+
+
+def write(out: IO[bytes], files: Sequence[ContextFile], from_host: Mapping[str, Path | bytes]) -> None:
+    """The tar of a build context: the hashed bytes, with one mode, owner and time for equal files.
+
+    Args:
+        out: gets the tar as it is made; it need not be seekable.
+        files: what the image is made from.
+        from_host: what goes into the folder FROM_HOST, by its path there; nothing makes no folder.
+    """
+    held = {f"{FROM_HOST}/{name}": content for name, content in from_host.items()}
+    with tarfile.open(fileobj=out, mode="w|", format=tarfile.PAX_FORMAT) as archive:
+        for file in files:
+            if file.link is not None:
+                entry = _entry(file.path, 0, 0o777)
+                entry.type, entry.linkname = tarfile.SYMTYPE, file.link
+                archive.addfile(entry)
+            else:
+                mode = 0o755 if file.executable else 0o644
+                archive.addfile(_entry(file.path, len(file.content), mode), io.BytesIO(file.content))
+        for name, content in sorted(held.items()):
+            if isinstance(content, bytes):
+                archive.addfile(_entry(name, len(content), 0o644), io.BytesIO(content))
+            else:
+                with content.open("rb") as opened:
+                    archive.addfile(_entry(name, content.stat().st_size, 0o644), opened)
+
+
+def _entry(name: str, size: int, mode: int) -> tarfile.TarInfo:
+    entry = tarfile.TarInfo(name)
+    entry.size, entry.mode, entry.mtime = size, mode, MTIME
+    return entry
 
 
 def _below(path: str, folder: str) -> bool:

@@ -6,7 +6,7 @@ The parser is a port of BuildKit's own, so that this reads a Dockerfile as the b
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from repro.errors import BadInputError
@@ -14,6 +14,10 @@ from repro.experiment import Value
 
 URL = re.compile(r"^(https?|git|ssh|ftp)://|^git@")
 DIRECTIVE = re.compile(r"#\s*([A-Za-z][A-Za-z0-9]*)\s*=\s*(\S+)")
+FETCHES = re.compile(
+    r"\b(apt-get\b[^\n;&|]*?\binstall|apt install|apk add|dnf install|yum install"
+    r"|conda install|mamba install|npm install|curl|wget|git clone)\b"
+)
 PREDEFINED = re.compile(r"(TARGET|BUILD)(PLATFORM|OS|ARCH|VARIANT)|.*_proxy|SOURCE_DATE_EPOCH", re.IGNORECASE)
 
 # `--chmod` too: the classic builder refuses it with "the --chmod option requires BuildKit"
@@ -30,6 +34,7 @@ class Copy(Value, frozen=True, kw_only=True):
     line: int
     text: str
     sources: tuple[str, ...]  # relative to the context's root, wildcards as written; what is not known keeps its `$`
+    kept: bool  # it stays in the image: a COPY or ADD of the stage that becomes it
 
 
 class Base(Value, frozen=True, kw_only=True):
@@ -38,6 +43,15 @@ class Base(Value, frozen=True, kw_only=True):
     line: int
     text: str
     image: str
+
+
+class Reference(Value, frozen=True, kw_only=True):
+    """An image from outside: of a FROM, a `COPY --from=`, a `RUN --mount=from=`, or `# syntax=`."""
+
+    line: int
+    kind: str  # FROM, COPY, RUN or syntax
+    written: str  # in the text, with its variables
+    image: str  # with them replaced
 
 
 class Need(Value, frozen=True, kw_only=True):
@@ -57,12 +71,16 @@ def local_copies(text: str, build_args: Mapping[str, str], target: str | None = 
     """
     found = []
     scope = _Scope(build_args)
-    for instruction in _until(target, _instructions(text)):
+    wanted = list(_until(target, _instructions(text)))
+    last = max(number for number, each in enumerate(wanted) if each.name == "FROM")
+    for number, instruction in enumerate(wanted):
         scope.enter(instruction)
         sources = tuple(_normal(scope.expanded(source)) for source in _sources(instruction))
         sources = tuple(each for each in sources if instruction.name != "ADD" or not URL.search(each))
         if sources:
-            found.append(Copy(line=instruction.start_line, text=instruction.original.strip(), sources=sources))
+            kept = number > last and instruction.name != "RUN"
+            line, original = instruction.start_line, instruction.original.strip()
+            found.append(Copy(line=line, text=original, sources=sources, kept=kept))
     return tuple(found)
 
 
@@ -82,18 +100,88 @@ def bases(text: str, build_args: Mapping[str, str], target: str | None = None) -
     return tuple(found)
 
 
+def references(text: str, build_args: Mapping[str, str], target: str | None = None) -> tuple[Reference, ...]:
+    """The images from outside that a build up to `target` takes something from, in the order of the text.
+
+    Raises:
+        BadInputError: this is no Dockerfile.
+    """
+    found = [
+        Reference(line=number, kind="syntax", written=value, image=value)
+        for number, name, value in _directives(text)
+        if name == "syntax"
+    ]
+    stages: set[str] = set()
+    scope = _Scope(build_args)
+    for instruction in _until(target, _instructions(text)):
+        for written in _taken_from(instruction):
+            # of a FROM and the options of a RUN variables are replaced; a COPY takes its --from as it is written
+            expanded = scope.expanded_before_stages(written) if instruction.name == "FROM" else scope.expanded(written)
+            if expanded.lower() not in stages and expanded != "scratch" and not expanded.isdigit():
+                line = instruction.start_line
+                found.append(Reference(line=line, kind=instruction.name, written=written, image=expanded))
+        if instruction.name == "FROM" and len(instruction.args) > 2:
+            stages.add(instruction.args[2].lower())
+        scope.enter(instruction)
+    return tuple(found)
+
+
+def unpinned_urls(text: str, build_args: Mapping[str, str], target: str | None = None) -> tuple[str, ...]:
+    """What an ADD fetches without saying which bytes it must be.
+
+    Raises:
+        BadInputError: this is no Dockerfile.
+    """
+    found = []
+    scope = _Scope(build_args)
+    for instruction in _until(target, _instructions(text)):
+        scope.enter(instruction)
+        if instruction.name == "ADD" and not any(flag.startswith("--checksum=") for flag in instruction.flags):
+            sources = (scope.expanded(source) for source in instruction.args[:-1])
+            found += [source for source in sources if URL.search(source)]
+    return tuple(found)
+
+
+def network_commands(text: str, target: str | None = None) -> tuple[str, ...]:
+    """Programs in RUN instructions that bring what a network holds on that day, each once: apt-get, curl, ...
+
+    A hint and no proof: a script can fetch by other means.
+
+    Raises:
+        BadInputError: this is no Dockerfile.
+    """
+    found: dict[str, None] = {}
+    for instruction in _until(target, _instructions(text)):
+        if instruction.name == "RUN" and "--network=none" not in instruction.flags:
+            lines = [instruction.original, *(each.content for each in instruction.heredocs)]
+            for word in FETCHES.findall("\n".join(lines)):
+                found.setdefault(" ".join(word.split()))
+    return tuple(found)
+
+
+def pinned(text: str, references: Iterable[Reference], pins: Mapping[str, str]) -> str:
+    """The text with each reference that has a pin replaced by it, on its own lines; no line moves."""
+    lines = text.split("\n")
+    for reference in references:
+        pin = pins.get(reference.image)
+        if pin is None:
+            continue
+        for number in range(reference.line - 1, len(lines)):  # an instruction may go on over several lines
+            if found := re.search(rf"(?<![\w./:@-]){re.escape(reference.written)}(?![\w./:@-])", lines[number]):
+                lines[number] = lines[number][: found.start()] + pin + lines[number][found.end() :]
+                break
+    return "\n".join(lines)
+
+
 def needs_buildkit(text: str) -> Need | None:
     """The first thing in a Dockerfile that the classic builder does not know; None when it can build it.
 
     Raises:
         BadInputError: this is no Dockerfile.
     """
-    for number, line in enumerate(text.splitlines(), 1):
-        directive = DIRECTIVE.match(line)
-        if directive is None:  # directives stand in the first lines, or they are comments
-            break
-        if directive[1].lower() == "syntax":
-            return Need(line=number, what=f"the frontend {directive[2]} (# syntax=)")
+    for number, name, value in _directives(text):
+        if name == "syntax":
+            return Need(line=number, what=f"the frontend {value} (# syntax=)")
     for instruction in _instructions(text):
         if instruction.heredocs:
             return Need(line=instruction.start_line, what=f"a here-document in {instruction.name}")
@@ -115,6 +203,14 @@ def line_of(text: str, instruction: str) -> int | None:
     wanted = " ".join(instruction.split())
     found = (each.start_line for each in _instructions(text) if " ".join(each.original.split()) == wanted)
     return next(found, None)
+
+
+def _directives(text: str) -> Iterator[tuple[int, str, str]]:
+    for number, line in enumerate(text.splitlines(), 1):
+        directive = DIRECTIVE.match(line)
+        if directive is None:  # they stand in the first lines, or they are comments
+            return
+        yield number, directive[1].lower(), directive[2]
 
 
 def _instructions(text: str) -> list[Any]:
@@ -154,6 +250,20 @@ def _sources(instruction: Any) -> Iterator[str]:
     elif instruction.name == "RUN":
         for flag in instruction.flags:
             yield from _mounted(flag)
+
+
+def _taken_from(instruction: Any) -> Iterator[str]:
+    """What an instruction takes files from that may be an image: as written."""
+    if instruction.name == "FROM":
+        yield instruction.args[0]
+    for flag in instruction.flags:
+        name, _, options = flag.partition("=")
+        if name == "--from" and instruction.name == "COPY":
+            yield options
+        elif name == "--mount" and instruction.name == "RUN":
+            pairs = dict(option.partition("=")[::2] for option in options.split(","))
+            if "from" in pairs:
+                yield pairs["from"]
 
 
 def _mounted(flag: str) -> Iterator[str]:

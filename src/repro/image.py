@@ -7,33 +7,35 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import io
 import secrets
-import tarfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec import field
+from msgspec.structs import replace
 
 from repro import base as bases
 from repro import builder, context, dockerfile
 from repro.context import ContextFile
+from repro.dockerfile import Copy
 from repro.engine import Engine, ImageFacts
 from repro.errors import BadInputError, EnvironmentUnfitError
-from repro.experiment import BaseRecipe, BuildConfig, ImageConfig, Value
+from repro.experiment import BaseRecipe, BuildConfig, ImageConfig, SecretSource, Value
 from repro.project import cache_folder, user_name
 
-SCHEMA = 1
+SCHEMA = 2
 DEFAULT_BUILD = BuildConfig()
+README = b"What the host gives to this build; no part of the image. See docs/images.md of repro.\n"
 SPEC_LABEL = "repro.spec"
 BASE_LABEL = "repro.base"
 USER_LABEL = "repro.user"  # who built it: whose runs may need it
 MANIFEST_LABEL = "repro.manifest"  # what the hash was made of, so that a difference can be explained later
 MANIFEST_LABEL_LIMIT = 8 << 10  # bytes; a context of more than some eighty files has none
-MTIME = 946_684_800  # 2000-01-01 UTC: of every file in a context, so that equal contexts are equal bytes
 
 
 class ImageSpec(Value, frozen=True, kw_only=True):
@@ -51,6 +53,9 @@ class ImageSpec(Value, frozen=True, kw_only=True):
     target: str | None
     platform: str
     network: str | None
+    pins: dict[str, str] = field(
+        default_factory=dict
+    )  # image reference -> repo digest that is taken in its place, from repro.lock
 
     @classmethod
     def read(cls, config: ImageConfig, root: Path, build: BuildConfig = DEFAULT_BUILD) -> ImageSpec:
@@ -83,8 +88,11 @@ class ImageSpec(Value, frozen=True, kw_only=True):
         return spec
 
     def manifest(self) -> dict[str, Any]:
-        """What the hash covers, with digests in place of contents: the canonical form of the spec."""
-        return {
+        """What the hash covers, with digests in place of contents: the canonical form of the spec.
+
+        What is null or empty is left out, so that a member of a later version changes no hash that does without it.
+        """
+        members = {
             "schema": SCHEMA,
             "base": self.base,
             "bootstrap": msgspec.to_builtins(self.bootstrap),
@@ -92,10 +100,12 @@ class ImageSpec(Value, frozen=True, kw_only=True):
             "dockerfile": self.dockerfile,
             "files": {file.path: file.identity() for file in self.files},
             "network": self.network,
+            "pins": self.pins,
             "platform": self.platform,
             "requirements": self.requirements,
             "target": self.target,
         }
+        return {name: member for name, member in members.items() if member not in (None, {})}
 
     @property
     def digest(self) -> str:
@@ -127,20 +137,21 @@ class ImageSpec(Value, frozen=True, kw_only=True):
             ours["REQUIREMENTS"] = self.requirements
         return ours | self.build_args
 
-    def context(self) -> bytes:
-        """The build context: a tar of exactly the hashed bytes, with one mode, owner and time for equal files."""
-        buffer = io.BytesIO()
-        with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
-            for file in self.files:
-                entry = tarfile.TarInfo(file.path)
-                entry.mtime, entry.mode = MTIME, 0o755 if file.executable else 0o644
-                if file.link is not None:
-                    entry.type, entry.linkname, entry.mode = tarfile.SYMTYPE, file.link, 0o777
-                    archive.addfile(entry)
-                else:
-                    entry.size = len(file.content)
-                    archive.addfile(entry, io.BytesIO(file.content))
-        return buffer.getvalue()
+    @property
+    def uses_host(self) -> bool:
+        """Whether the Dockerfile takes something from the folder of what the host gives to a build."""
+        copies = dockerfile.local_copies(self.dockerfile_text, self.arguments(self.base), self.target)
+        return any(context.of_host(source) for copy in copies for source in copy.sources)
+
+
+class FromHost(Value, frozen=True, kw_only=True):
+    """What a build may use and no image keeps, none of it part of the hash."""
+
+    files: dict[str, Path | bytes] = field(default_factory=lambda: {"README": README})  # by their path in `from-host`
+    secrets: dict[str, SecretSource] = field(default_factory=dict)  # for `RUN --mount=type=secret,id=NAME`
+
+
+NOTHING = FromHost()
 
 
 class Image(Value, frozen=True, kw_only=True):
@@ -183,18 +194,44 @@ def check_copies(spec: ImageSpec, root: Path) -> None:
     """
     problems: list[str] = []
     missing: dict[str, str] = {}  # what to declare -> a remark
-    for copy in dockerfile.local_copies(spec.dockerfile_text, spec.arguments(spec.base), spec.target):
+    copies = dockerfile.local_copies(spec.dockerfile_text, spec.arguments(spec.base), spec.target)
+    for copy in copies:
         for source in copy.sources:
-            if "$" not in source and not context.holds(spec.files, spec.declared, source):
+            if (
+                "$" not in source
+                and not context.of_host(source)
+                and not context.holds(spec.files, spec.declared, source)
+            ):
                 there = source == "." or bool(glob.glob(source, root_dir=root))  # noqa: PTH207 - Path's refuses `a**`
                 missing[source] = "" if there else f"{source} does not exist below {root}"
                 problems.append(f"{spec.dockerfile}:{copy.line}: {copy.text}")
+    _check_host_files_stay_out(spec, copies)
     if missing:
         declared = ", ".join([*spec.declared, *missing])
         raise BadInputError(
             f"the Dockerfile copies files that are not declared: {', '.join(missing)}",
             evidence=[*dict.fromkeys(problems), *filter(None, missing.values())],
             hints=[f"declare them, so that they become part of the image's identity: `image.context: [{declared}]`"],
+        )
+
+
+def _check_host_files_stay_out(spec: ImageSpec, copies: Sequence[Copy]) -> None:
+    """What the host gives to a build is not covered by the hash, so no image may keep it."""
+    used = any(context.of_host(source) for copy in copies for source in copy.sources)
+    takes_all = (".", "*") if used else ()
+    kept = [
+        f"{spec.dockerfile}:{copy.line}: {copy.text}"
+        for copy in copies
+        if copy.kept and any(source in takes_all or context.of_host(source) for source in copy.sources)
+    ]
+    if kept:
+        raise BadInputError(
+            f"the image would keep files of {context.FROM_HOST}/, which are no part of its identity",
+            evidence=kept,
+            hints=[
+                "use them in an earlier stage, and take what it made: `COPY --from=STAGE`",
+                f"or in the step itself, with BuildKit: `RUN --mount=type=bind,source={context.FROM_HOST},target=/mnt`",
+            ],
         )
 
 
@@ -217,6 +254,7 @@ def ensure(
     build_log: Path | None = None,
     no_cache: bool = False,
     pull: bool = False,
+    host: FromHost = NOTHING,
 ) -> Image:
     """The image of `spec`, built only when the engine has none. Any number of processes may ask: one builds.
 
@@ -231,7 +269,7 @@ def ensure(
         with _one_at_a_time(spec, say):
             found = None if force else accepted(spec, engine.image(spec.tag))  # another process may have built it
             if found is None:
-                found = _build(spec, engine, say=say, build_log=build_log, no_cache=no_cache, pull=pull)
+                found = _build(spec, engine, host, say=say, build_log=build_log, no_cache=no_cache, pull=pull)
                 return _image(spec, found, built=True, seconds=time.monotonic() - begun)
     return _image(spec, found, built=False, seconds=time.monotonic() - begun)
 
@@ -265,10 +303,17 @@ def _one_at_a_time(spec: ImageSpec, say: Callable[[str], None]) -> Iterator[None
 
 
 def _build(
-    spec: ImageSpec, engine: Engine, *, say: Callable[[str], None], build_log: Path | None, no_cache: bool, pull: bool
+    spec: ImageSpec,
+    engine: Engine,
+    host: FromHost,
+    *,
+    say: Callable[[str], None],
+    build_log: Path | None,
+    no_cache: bool,
+    pull: bool,
 ) -> ImageFacts:
     builder.check(engine, spec.dockerfile_text, spec.dockerfile)
-    reference, base = bases.resolve(spec.base, spec.bootstrap, engine, say=say, pull=pull)
+    reference, base = bases.resolve(spec.pins.get(spec.base, spec.base), spec.bootstrap, engine, say=say, pull=pull)
     if spec.bootstrap and not _same_platform(base, spec):
         raise EnvironmentUnfitError(
             f"the base that is made here is for {base.platform}, and {spec.platform} is asked for",
@@ -284,17 +329,22 @@ def _build(
     if len(manifest := spec.canonical().decode()) <= MANIFEST_LABEL_LIMIT:
         labels[MANIFEST_LABEL] = manifest
     say(f"building {spec.tag}")
+    # every reference that the lock pins is replaced in the text that the builder gets; its lines stay where they are
+    references = dockerfile.references(spec.dockerfile_text, spec.arguments(reference), spec.target)
+    text = dockerfile.pinned(spec.dockerfile_text, references, spec.pins)
+    files = [replace(file, content=text.encode()) if file.path == spec.dockerfile else file for file in spec.files]
     request = builder.Request(
         tag=temporary,
         dockerfile=spec.dockerfile,
-        text=spec.dockerfile_text,
-        context=spec.context(),
+        text=text,
+        context=partial(context.write, files=files, from_host=host.files if spec.uses_host else {}),
         build_args=spec.arguments(reference),
         labels=labels,
         platform=spec.platform,
         target=spec.target,
         network=spec.network,
         no_cache=no_cache,
+        secrets=host.secrets,
     )
     builder.build(engine, request, say=say, log=build_log)
     try:
