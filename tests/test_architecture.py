@@ -16,7 +16,7 @@ ROWS = (
     "errors experiment project record manifest",
     "config",
     "repository lfs checkout source",
-    "endpoint refusal engine dockerfile context builder base image lockfile",
+    "download endpoint refusal engine dockerfile context builder base image lockfile",
     "data",
     "plan terminal pump runner",
     "journal store view tracking publication publisher",
