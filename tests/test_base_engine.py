@@ -16,7 +16,7 @@ from repro import base, image
 from repro.engine import Engine
 from repro.errors import EnvironmentUnfitError
 from repro.experiment import BaseRecipe, ImageConfig
-from repro.image import ImageSpec
+from repro.spec import ImageSpec
 from tests.engine_fixtures import RECIPE
 
 pytestmark = pytest.mark.engine

@@ -17,7 +17,7 @@ from repro import base, image
 from repro.engine import Engine, connect
 from repro.errors import BadInputError, EngineUnreachableError, EnvironmentUnfitError, ReproError
 from repro.experiment import BuildConfig, ImageConfig
-from repro.image import ImageSpec
+from repro.spec import ImageSpec
 from tests.second_engine import second_engine
 
 pytestmark = pytest.mark.engine
@@ -33,8 +33,9 @@ import msgspec
 from repro import image
 from repro.engine import connect
 from repro.experiment import ImageConfig
+from repro.spec import ImageSpec
 config = msgspec.json.decode(sys.argv[2], type=ImageConfig)
-spec, engine = image.ImageSpec.read(config, Path(sys.argv[1])), connect()
+spec, engine = ImageSpec.read(config, Path(sys.argv[1])), connect()
 print("ready", flush=True)
 sys.stdin.readline()
 made = image.ensure(spec, engine, say=lambda line: print("|", line, flush=True))

@@ -18,6 +18,7 @@ from repro.image import Image
 from repro.lockfile import Lock, LockedImage
 from repro.project import Project, user_name
 from repro.record import Code, Host, ImageUsed, Planned, Record, RunFolder
+from repro.spec import ImageSpec
 
 ROW = Row(
     tag="my-tf:0123456789abcdef",
@@ -115,7 +116,7 @@ def built(project: Project, debian_base: str, engine: Engine) -> Iterator[Image]
     """An image that nobody needs yet."""
     (project.docker / "Dockerfile").write_text(f"ARG BASE_IMAGE\nFROM ${{BASE_IMAGE}}\nRUN echo {project.root}\n")
     config = ImageConfig(variant="v", name="test-prune", base=debian_base, requirements=None)
-    made = image.ensure(image.ImageSpec.read(config, project.root), engine, say=lambda _line: None)
+    made = image.ensure(ImageSpec.read(config, project.root), engine, say=lambda _line: None)
     yield made
     if engine.image(made.id):
         engine.remove_image(made.id, force=True)

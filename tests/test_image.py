@@ -20,8 +20,8 @@ from repro import config, context, image
 from repro.engine import ImageFacts
 from repro.errors import BadInputError
 from repro.experiment import BaseRecipe, BuildConfig, ImageConfig, SecretSource
-from repro.image import ImageSpec
 from repro.project import Project
+from repro.spec import ImageSpec
 
 RECIPE = BaseRecipe(suite="bookworm", packages=("python3",), source_date_epoch=1)
 CONFIG = ImageConfig(

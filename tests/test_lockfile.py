@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from repro import lockfile
 from repro.errors import BadInputError, RefusedError
-from repro.image import Image, ImageSpec
+from repro.image import Image
 from repro.lockfile import Lock, LockedImage
+from repro.spec import ImageSpec
 
 SPEC = ImageSpec(
     name="my-tf",
@@ -63,8 +64,8 @@ def test_equal_locks_are_equal_bytes_whatever_the_order_of_variants() -> None:
 
 def test_the_file_says_who_writes_it_and_reads_as_a_table_per_variant() -> None:
     text = lockfile.dumps(LOCK)
-    assert text.startswith("# Written by `repro rebuild`")
-    assert "lock-version = 1\n" in text
+    assert text.startswith("# Written by `repro lock`")
+    assert "lock-version = 2\n" in text
     assert "[image.debian]\n" in text
     assert f'spec = "{SPEC.digest}"\n' in text
 
@@ -72,13 +73,13 @@ def test_the_file_says_who_writes_it_and_reads_as_a_table_per_variant() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("lock-version = 1\n[image.debian\n", "line 2"),
-        ("<<<<<<< HEAD\nlock-version = 1\n", "line 1"),
-        ("lock-version = 2\n", "lock-version 2, and this repro reads 1"),
+        ("lock-version = 2\n[image.debian\n", "line 2"),
+        ("<<<<<<< HEAD\nlock-version = 2\n", "line 1"),
+        ("lock-version = 3\n", "lock-version 3, and this repro reads 2"),
         ("", "lock-version None"),
-        ("lock-version = 1\nfuture = true\n", "unknown field `future`"),
-        ("lock-version = 1\n[image.debian]\nspec = 'x'\n", "missing required field"),
-        ("lock-version = 1\nimage = 3\n", "Expected `object`"),
+        ("lock-version = 2\nfuture = true\n", "unknown field `future`"),
+        ("lock-version = 2\n[image.debian]\nspec = 'x'\n", "missing required field"),
+        ("lock-version = 2\nimage = 3\n", "Expected `object`"),
     ],
 )
 def test_a_lock_that_cannot_be_read_is_the_users_to_correct(text: str, said: str) -> None:

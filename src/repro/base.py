@@ -60,15 +60,19 @@ def resolve(
 
 def repo_digest(asked: str, base: ImageFacts) -> str | None:
     """The digest that the repository of `asked` has for it: the same image may have been pushed to others, too."""
-    repository = _repository(asked)
-    return next((digest for digest in base.digests if _repository(digest) == repository), None)
+    wanted = _short(asked)
+    return next((digest for digest in base.digests if _short(digest) == wanted), None)
 
 
-def _repository(reference: str) -> str:
+def repository(reference: str) -> str:
+    """A reference without its tag and its digest."""
     name = reference.partition("@")[0]
     last = name.rpartition("/")[2]
-    name = name[: len(name) - len(last)] + last.partition(":")[0]
-    return name.removeprefix("docker.io/").removeprefix("library/")
+    return name[: len(name) - len(last)] + last.partition(":")[0]
+
+
+def _short(reference: str) -> str:
+    return repository(reference).removeprefix("docker.io/").removeprefix("library/")
 
 
 def identity(asked: str, base: ImageFacts) -> str:

@@ -94,9 +94,15 @@ class _StepError(Exception):
         super().__init__(message)
         self.message, self.instruction, self.line, self.output = message, instruction, line, tuple(output)
 
+    def changed(self, masked: Callable[[str], str]) -> _StepError:
+        """The same, with `masked` applied to what a builder said."""
+        return _StepError(masked(self.message), masked(self.instruction), self.line, map(masked, self.output))
 
-def build(engine: Engine, request: Request, *, say: Callable[[str], None], log: Path | None) -> None:
-    """Build `request.tag` on the engine; every line of the builder goes to `say` and to `log`.
+
+def build(
+    engine: Engine, request: Request, *, say: Callable[[str], None], log: Path | None, masked: Callable[[str], str]
+) -> None:
+    """Build `request.tag` on the engine; every line of the builder goes to `say` and to `log`, each through `masked`.
 
     Raises:
         BadInputError: a step failed, or the Dockerfile has an error; its last lines are the evidence.
@@ -106,15 +112,15 @@ def build(engine: Engine, request: Request, *, say: Callable[[str], None], log: 
     lines = _with_buildx(engine, request) if buildx() else _classic(engine, request)
     with _log(log) as file, contextlib.closing(lines):
         try:
-            for line in lines:
+            for line in map(masked, lines):
                 say(line)
                 if file:
                     file.write(line + "\n")
                     file.flush()
         except _StepError as failure:
             if file:
-                file.write(failure.message + "\n")
-            raise _error(failure, request, log) from None
+                file.write(masked(failure.message) + "\n")
+            raise _error(failure.changed(masked), request, log) from None
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
-from repro import __version__, imaging, report
+from repro import __version__, imaging, locking, report
 from repro.display import Display, guarded
 from repro.errors import BadInputError, ExitCode
 from repro.project import Project
@@ -51,6 +51,7 @@ def parser() -> argparse.ArgumentParser:
         return command
 
     imaging.register(add)
+    locking.register(add)
 
     command = add(shell, "shell", "an interactive shell in exactly the container of an experiment")
     command.add_argument("overrides", nargs="*", help="experiment=NAME and further overrides")

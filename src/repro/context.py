@@ -178,6 +178,16 @@ def _requirements(root: Path, first: str, declared: Sequence[str]) -> list[Conte
     return list(found.values())
 
 
+def requirement_lines(text: str) -> list[str]:
+    """The lines of a requirements file that name a package themselves, without comments."""
+    found = []
+    for _, line in _logical_lines(text):
+        option, value = _option(line)
+        if option in ("-e", "--editable") or (value and not option and not value.startswith("-")):
+            found.append(line)
+    return found
+
+
 def _logical_lines(text: str) -> Iterator[tuple[int, str]]:
     """(number of the first line, line without its comment), with lines joined that end in a backslash."""
     begun, first = "", 0

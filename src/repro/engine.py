@@ -261,6 +261,24 @@ class Engine:
             )
         return image
 
+    def registry_digest(self, ref: str) -> str:
+        """The digest that a registry has for a reference now; nothing is fetched.
+
+        Raises:
+            EnvironmentUnfitError: unknown there, not allowed, or the registry cannot be reached.
+        """
+        try:
+            with translated(f"asking the registry for {ref}"):
+                return str(self.client.api.inspect_distribution(ref)["Descriptor"]["digest"])
+        except EngineUnreachableError:
+            raise
+        except EnvironmentUnfitError as error:
+            raise EnvironmentUnfitError(
+                f"the registry does not tell the digest of {ref}",
+                evidence=error.evidence,
+                hints=["check the name, the network and `docker login`", "`repro doctor` looks what is reachable"],
+            ) from error
+
     # containers --------------------------------------------------------------------------------------------
 
     def create(self, spec: ContainerSpec) -> str:

@@ -1,36 +1,23 @@
-"""ImageSpec (pure) -> Image: everything that decides an image as one hash, and the image of that hash on an engine.
-
-docs/images.md says what the hash is made of, and why.
-"""
+"""ImageSpec -> Image: the image of a spec on an engine, built when it is missing."""
 
 from __future__ import annotations
 
-import glob
-import hashlib
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import msgspec
-from msgspec import field
-from msgspec.structs import replace
-
+from repro import assembly, builder, context
 from repro import base as bases
-from repro import builder, context, dockerfile
-from repro.context import ContextFile
-from repro.dockerfile import Copy
+from repro.assembly import FromHost
 from repro.engine import Engine, ImageFacts
-from repro.errors import BadInputError, EnvironmentUnfitError
-from repro.experiment import BaseRecipe, BuildConfig, ImageConfig, SecretSource, Value
+from repro.errors import EnvironmentUnfitError
+from repro.experiment import Value
 from repro.project import cache_folder, user_name
+from repro.spec import ImageSpec
 
-SCHEMA = 2
-DEFAULT_BUILD = BuildConfig()
-README = b"What the host gives to this build; no part of the image. See docs/images.md of repro.\n"
 SPEC_LABEL = "repro.spec"
 BASE_LABEL = "repro.base"
 USER_LABEL = "repro.user"  # who built it: whose runs may need it
@@ -38,120 +25,12 @@ MANIFEST_LABEL = "repro.manifest"  # what the hash was made of, so that a differ
 MANIFEST_LABEL_LIMIT = 8 << 10  # bytes; a context of more than some eighty files has none
 
 
-class ImageSpec(Value, frozen=True, kw_only=True):
-    """Everything that decides what is in an image. Equal specs have equal tags."""
-
-    name: str  # where the image is kept: not part of the hash
-    variant: str  # what the configuration calls it: not part of the hash
-    base: str
-    bootstrap: BaseRecipe | None
-    dockerfile: str
-    requirements: str | None
-    declared: tuple[str, ...]  # image.context, as written
-    files: tuple[ContextFile, ...]
-    build_args: dict[str, str]
-    target: str | None
-    platform: str
-    network: str | None
-    pins: dict[str, str] = field(
-        default_factory=dict
-    )  # image reference -> repo digest that is taken in its place, from repro.lock
-
-    @classmethod
-    def read(cls, config: ImageConfig, root: Path, build: BuildConfig = DEFAULT_BUILD) -> ImageSpec:
-        """The spec of a configuration, from the files below the project's root; only declared files are looked at.
-
-        Raises:
-            BadInputError: a file is missing, cannot be part of a context, or the Dockerfile copies undeclared ones.
-        """
-        for argument, key in (("BASE_IMAGE", "image.base"), ("REQUIREMENTS", "image.requirements")):
-            if argument in config.build_args:  # the base that is recorded would not be the one that is built on
-                raise BadInputError(
-                    f"image.build_args sets {argument}, which follows from {key}", hints=[f"set {key} instead"]
-                )
-        spec = cls(
-            name=config.name,
-            variant=config.variant,
-            base=config.base,
-            bootstrap=config.bootstrap,
-            dockerfile=context.normal(config.dockerfile),
-            requirements=None if config.requirements is None else context.normal(config.requirements),
-            declared=config.context,
-            files=context.read(root, config.dockerfile, config.requirements, config.context),
-            build_args=config.build_args,
-            target=config.target,
-            platform=config.platform,
-            network=None if build.network == "default" else build.network,
-        )
-        check_base(spec)
-        check_copies(spec, root)
-        return spec
-
-    def manifest(self) -> dict[str, Any]:
-        """What the hash covers, with digests in place of contents: the canonical form of the spec.
-
-        What is null or empty is left out, so that a member of a later version changes no hash that does without it.
-        """
-        members = {
-            "schema": SCHEMA,
-            "base": self.base,
-            "bootstrap": msgspec.to_builtins(self.bootstrap),
-            "build_args": self.build_args,
-            "dockerfile": self.dockerfile,
-            "files": {file.path: file.identity() for file in self.files},
-            "network": self.network,
-            "pins": self.pins,
-            "platform": self.platform,
-            "requirements": self.requirements,
-            "target": self.target,
-        }
-        return {name: member for name, member in members.items() if member not in (None, {})}
-
-    @property
-    def digest(self) -> str:
-        """sha256 of the canonical JSON (sorted keys, no spaces) of the manifest, 64 hex digits."""
-        return hashlib.sha256(self.canonical()).hexdigest()
-
-    def canonical(self) -> bytes:
-        """The manifest as the bytes that are hashed."""
-        return msgspec.json.encode(self.manifest(), order="deterministic")
-
-    @property
-    def tag(self) -> str:
-        """name:first 16 digits of the digest."""
-        return f"{self.name}:{self.digest[:16]}"
-
-    @property
-    def dockerfile_text(self) -> str:
-        """The Dockerfile as the builder gets it."""
-        return next(file.content for file in self.files if file.path == self.dockerfile).decode()
-
-    def recipe(self) -> dict[str, str]:
-        """The Dockerfile and the requirements by path, as text: what people read of an image."""
-        return {file.path: file.content.decode() for file in self.files if file.text}
-
-    def arguments(self, base: str) -> dict[str, str]:
-        """The build arguments: the user's, and ours that say which base and which requirements."""
-        ours = {"BASE_IMAGE": base}
-        if self.requirements:
-            ours["REQUIREMENTS"] = self.requirements
-        return ours | self.build_args
-
-    @property
-    def uses_host(self) -> bool:
-        """Whether the Dockerfile takes something from the folder of what the host gives to a build."""
-        copies = dockerfile.local_copies(self.dockerfile_text, self.arguments(self.base), self.target)
-        return any(context.of_host(source) for copy in copies for source in copy.sources)
+Gather = Callable[[], FromHost]  # called only when there is something to build
 
 
-class FromHost(Value, frozen=True, kw_only=True):
-    """What a build may use and no image keeps, none of it part of the hash."""
-
-    files: dict[str, Path | bytes] = field(default_factory=lambda: {"README": README})  # by their path in `from-host`
-    secrets: dict[str, SecretSource] = field(default_factory=dict)  # for `RUN --mount=type=secret,id=NAME`
-
-
-NOTHING = FromHost()
+def nothing() -> FromHost:
+    """For builds that need nothing of the host."""
+    return FromHost(files={}, secrets={})
 
 
 class Image(Value, frozen=True, kw_only=True):
@@ -169,72 +48,6 @@ class Image(Value, frozen=True, kw_only=True):
     seconds: float
 
 
-def check_base(spec: ImageSpec) -> None:
-    """Refuse a Dockerfile that is not built on `image.base`: the record would name a base that it was not built on.
-
-    Raises:
-        BadInputError: with its FROM lines, and what to write.
-    """
-    wanted = bases.tag_of(spec.bootstrap) if spec.bootstrap else spec.base
-    found = dockerfile.bases(spec.dockerfile_text, spec.arguments(wanted), spec.target)
-    if wanted not in (base.image for base in found):
-        begin = "let it begin with `ARG BASE_IMAGE` and `FROM ${BASE_IMAGE}`"
-        raise BadInputError(
-            f"{spec.dockerfile} is not built on BASE_IMAGE, so that `image.base` ({spec.base}) would not be true",
-            evidence=[f"{spec.dockerfile}:{base.line}: {base.text}" for base in found],
-            hints=[f"{begin}; the name goes into the variant's file in conf/image/: `base: {found[-1].image}`"],
-        )
-
-
-def check_copies(spec: ImageSpec, root: Path) -> None:
-    """Refuse a Dockerfile that copies what is not in the context, before a builder does so in worse words.
-
-    Raises:
-        BadInputError: naming the line, and the key to add.
-    """
-    problems: list[str] = []
-    missing: dict[str, str] = {}  # what to declare -> a remark
-    copies = dockerfile.local_copies(spec.dockerfile_text, spec.arguments(spec.base), spec.target)
-    for copy in copies:
-        for source in copy.sources:
-            if (
-                "$" not in source
-                and not context.of_host(source)
-                and not context.holds(spec.files, spec.declared, source)
-            ):
-                there = source == "." or bool(glob.glob(source, root_dir=root))  # noqa: PTH207 - Path's refuses `a**`
-                missing[source] = "" if there else f"{source} does not exist below {root}"
-                problems.append(f"{spec.dockerfile}:{copy.line}: {copy.text}")
-    _check_host_files_stay_out(spec, copies)
-    if missing:
-        declared = ", ".join([*spec.declared, *missing])
-        raise BadInputError(
-            f"the Dockerfile copies files that are not declared: {', '.join(missing)}",
-            evidence=[*dict.fromkeys(problems), *filter(None, missing.values())],
-            hints=[f"declare them, so that they become part of the image's identity: `image.context: [{declared}]`"],
-        )
-
-
-def _check_host_files_stay_out(spec: ImageSpec, copies: Sequence[Copy]) -> None:
-    """What the host gives to a build is not covered by the hash, so no image may keep it."""
-    used = any(context.of_host(source) for copy in copies for source in copy.sources)
-    takes_all = (".", "*") if used else ()
-    kept = [
-        f"{spec.dockerfile}:{copy.line}: {copy.text}"
-        for copy in copies
-        if copy.kept and any(source in takes_all or context.of_host(source) for source in copy.sources)
-    ]
-    if kept:
-        raise BadInputError(
-            f"the image would keep files of {context.FROM_HOST}/, which are no part of its identity",
-            evidence=kept,
-            hints=[
-                "use them in an earlier stage, and take what it made: `COPY --from=STAGE`",
-                f"or in the step itself, with BuildKit: `RUN --mount=type=bind,source={context.FROM_HOST},target=/mnt`",
-            ],
-        )
-
-
 def accepted(spec: ImageSpec, found: ImageFacts | None) -> ImageFacts | None:
     """`found` if it is the image of the spec: a tag can be moved by hand, the label inside cannot."""
     if found is None or found.labels.get(SPEC_LABEL) != spec.digest or not _same_platform(found, spec):
@@ -246,6 +59,15 @@ def _same_platform(found: ImageFacts, spec: ImageSpec) -> bool:
     return found.platform.split("/")[:2] == spec.platform.split("/")[:2]
 
 
+def present(spec: ImageSpec, look: Callable[[str], ImageFacts | None]) -> ImageFacts | None:
+    """The image of the spec, if one is there and stands on what the lock names; `look` asks the engine for one."""
+    found = accepted(spec, look(spec.tag))
+    wanted = spec.expected.get(spec.base_reference)
+    if found is not None and wanted is not None and found.labels.get(BASE_LABEL) != wanted and look(wanted) is not None:
+        return None
+    return found
+
+
 def ensure(
     spec: ImageSpec,
     engine: Engine,
@@ -254,7 +76,7 @@ def ensure(
     build_log: Path | None = None,
     no_cache: bool = False,
     pull: bool = False,
-    host: FromHost = NOTHING,
+    gather: Gather = nothing,
 ) -> Image:
     """The image of `spec`, built only when the engine has none. Any number of processes may ask: one builds.
 
@@ -264,19 +86,19 @@ def ensure(
     """
     begun = time.monotonic()
     force = no_cache or pull
-    found = None if force else accepted(spec, engine.image(spec.tag))
+    found = None if force else present(spec, engine.image)
     if found is None:
         with _one_at_a_time(spec, say):
-            found = None if force else accepted(spec, engine.image(spec.tag))  # another process may have built it
+            found = None if force else present(spec, engine.image)  # another process may have built it
             if found is None:
-                found = _build(spec, engine, host, say=say, build_log=build_log, no_cache=no_cache, pull=pull)
+                found = _build(spec, engine, gather(), say=say, build_log=build_log, no_cache=no_cache, pull=pull)
                 return _image(spec, found, built=True, seconds=time.monotonic() - begun)
     return _image(spec, found, built=False, seconds=time.monotonic() - begun)
 
 
 def look(spec: ImageSpec, engine: Engine) -> Image:
     """The image of `spec` as the engine has it; where it has none, an image without an id."""
-    return _image(spec, accepted(spec, engine.image(spec.tag)), built=False, seconds=0.0)
+    return _image(spec, present(spec, engine.image), built=False, seconds=0.0)
 
 
 @contextmanager
@@ -313,7 +135,10 @@ def _build(
     pull: bool,
 ) -> ImageFacts:
     builder.check(engine, spec.dockerfile_text, spec.dockerfile)
-    reference, base = bases.resolve(spec.pins.get(spec.base, spec.base), spec.bootstrap, engine, say=say, pull=pull)
+    substitutes = _as_locked(spec, engine, say)
+    pinned = substitutes.get(spec.base_reference) or spec.pins.get(spec.base_reference)
+    recipe = None if pinned else spec.bootstrap
+    reference, base = bases.resolve(pinned or spec.base, recipe, engine, say=say, pull=pull and not pinned)
     if spec.bootstrap and not _same_platform(base, spec):
         raise EnvironmentUnfitError(
             f"the base that is made here is for {base.platform}, and {spec.platform} is asked for",
@@ -329,14 +154,11 @@ def _build(
     if len(manifest := spec.canonical().decode()) <= MANIFEST_LABEL_LIMIT:
         labels[MANIFEST_LABEL] = manifest
     say(f"building {spec.tag}")
-    # every reference that the lock pins is replaced in the text that the builder gets; its lines stay where they are
-    references = dockerfile.references(spec.dockerfile_text, spec.arguments(reference), spec.target)
-    text = dockerfile.pinned(spec.dockerfile_text, references, spec.pins)
-    files = [replace(file, content=text.encode()) if file.path == spec.dockerfile else file for file in spec.files]
+    files = assembly.files(spec, substitutes)
     request = builder.Request(
         tag=temporary,
         dockerfile=spec.dockerfile,
-        text=text,
+        text=next(file.content for file in files if file.path == spec.dockerfile).decode(),
         context=partial(context.write, files=files, from_host=host.files if spec.uses_host else {}),
         build_args=spec.arguments(reference),
         labels=labels,
@@ -346,7 +168,7 @@ def _build(
         no_cache=no_cache,
         secrets=host.secrets,
     )
-    builder.build(engine, request, say=say, log=build_log)
+    builder.build(engine, request, say=say, log=build_log, masked=assembly.mask(host.secrets))
     try:
         found = accepted(spec, engine.image(temporary))
         if found is None:
@@ -362,6 +184,21 @@ def _build(
     tagged = engine.image(spec.tag)
     assert tagged is not None  # noqa: S101 - it was tagged two lines above
     return tagged
+
+
+def _as_locked(spec: ImageSpec, engine: Engine, say: Callable[[str], None]) -> dict[str, str]:
+    """Names for what repro.lock names by id, where the reference itself leads to another image by now."""
+    found = {}
+    for reference, wanted in spec.expected.items():
+        now = engine.image(reference)
+        if now is not None and now.id == wanted:
+            continue
+        if engine.image(wanted) is None:
+            say(f"{reference} is not the image that repro.lock names: this engine does not hold {wanted}")
+        else:
+            found[reference] = f"repro-pin:{wanted.removeprefix('sha256:')[:16]}"  # builders take names alone
+            engine.tag(wanted, found[reference])
+    return found
 
 
 def _image(spec: ImageSpec, found: ImageFacts | None, *, built: bool, seconds: float) -> Image:

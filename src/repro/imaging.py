@@ -9,13 +9,14 @@ import argparse
 import sys
 from collections.abc import Callable
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from repro import report
 from repro.display import Display
 from repro.errors import BadInputError, ExitCode, RefusedError
-from repro.project import Project, ignored_folder, user_name
+from repro.project import Project, cache_folder, ignored_folder, user_name
 
 OVERRIDES = "Hydra overrides, such as image=debian"
 Verb = Callable[[argparse.Namespace, Display], int]
@@ -46,14 +47,16 @@ def register(add: Add) -> None:
 
 def rebuild(args: argparse.Namespace, display: Display) -> int:
     """The image of the configuration: look, or build and lock."""
-    from repro import config, image, lockfile
+    from repro import assembly, config, image, lockfile
     from repro.engine import connect, glance
 
     project = Project.find(Path.cwd())
     wanted, build = config.compose_image(project, args.overrides)
-    spec = image.ImageSpec.read(wanted, project.root, build)
+    spec, stale = lockfile.read_spec(project, wanted, build)
+    if stale:
+        display.notice(f"repro.lock is stale and does not count: {stale[0]}; `repro lock` resolves anew")
     if args.check or args.if_changed:
-        present = image.accepted(spec, glance(spec.tag))
+        present = image.present(spec, glance)
         if present or args.check:
             answer = {"tag": spec.tag, "spec": spec.digest, "present": bool(present)}
             state = "up to date" if present else "out of date: `repro rebuild` builds it"
@@ -61,7 +64,10 @@ def rebuild(args: argparse.Namespace, display: Display) -> int:
             return ExitCode.OK if present else ExitCode.NO
     with display.step("image") as step:
         log = ignored_folder(project.scratch) / "logs" / f"build-{spec.digest[:16]}.log"
-        made = image.ensure(spec, connect(), say=step.say, build_log=log, no_cache=args.no_cache, pull=args.pull)
+        gather = partial(assembly.gather, spec, build, project.root, cache_folder(), step.say, progress=display.live)
+        made = image.ensure(
+            spec, connect(), say=step.say, build_log=log, no_cache=args.no_cache, pull=args.pull, gather=gather
+        )
         step.detail = f"{made.tag} {'built' if made.built else 'present'}"
     lockfile.note(project.lock, made)
     print(report.as_json(made) if args.json else f"{made.tag}  {report.short(made.id)}")

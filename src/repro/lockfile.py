@@ -1,24 +1,45 @@
-"""repro.lock: what each image variant was made from and what came out; pure `loads`, `dumps`, `conflicts`."""
+"""repro.lock: what names alone leave open, resolved by `repro lock`, and what image came out; for each variant.
+
+`loads`, `dumps`, `stale` and `conflicts` are pure.
+"""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
+from repro import context
 from repro.errors import BadInputError, EnvironmentUnfitError, RefusedError
-from repro.experiment import Value
-from repro.image import Image, ImageSpec
-from repro.project import cache_folder
+from repro.experiment import BuildConfig, ImageConfig, Value
+from repro.image import Image
+from repro.project import Project, cache_folder
+from repro.pylock import Target
 from repro.record import write_atomic
+from repro.spec import ImageSpec, LockedPackages
 
-VERSION = 1
-HEADER = "# Written by `repro rebuild`; commit it. `repro run --locked` refuses what does not match.\n"
+VERSION = 2
+HEADER = "# Written by `repro lock` and `repro rebuild`; commit it. `repro run --locked` refuses what does not match.\n"
+
+
+class Resolved(Value, frozen=True, kw_only=True):
+    """What `repro lock` found for a variant: builds take it, as long as what was resolved is still asked for."""
+
+    as_of: str  # RFC 3339: of what was published later, nothing was taken
+    platform: str
+    images: dict[str, str] = msgspec.field(default_factory=dict)  # reference -> repo digest, or id
+    requirements: dict[str, str] = msgspec.field(default_factory=dict)  # what was resolved: path -> sha256
+    python: str | None = None  # 3.11.2; None: the variant has no requirements, like the next three
+    libc: str | None = None  # glibc 2.36
+    pylock: str | None = None  # file beside repro.lock with every package and hash (PEP 751)
+    pylock_sha256: str | None = None
 
 
 class LockedImage(Value, frozen=True, kw_only=True):
-    """One variant."""
+    """The image that was built for a variant."""
 
     spec: str
     base: str  # as asked for
@@ -31,6 +52,7 @@ class Lock(Value, frozen=True, kw_only=True):
     """The whole file."""
 
     images: dict[str, LockedImage] = msgspec.field(default_factory=dict)
+    resolved: dict[str, Resolved] = msgspec.field(default_factory=dict)
 
 
 def loads(text: str, name: str = "repro.lock") -> Lock:
@@ -45,21 +67,30 @@ def loads(text: str, name: str = "repro.lock") -> Lock:
         if version != VERSION:
             raise BadInputError(
                 f"{name} has lock-version {version}, and this repro reads {VERSION}",
-                hints=["update repro, or remove the file and write it anew with `repro rebuild`"],
+                hints=["update repro, or remove the file and write it anew with `repro lock` and `repro rebuild`"],
             )
         return msgspec.convert({"images": raw.pop("image", {}), **raw}, Lock)
     except msgspec.MsgspecError as error:
         raise BadInputError(
             f"{name} cannot be read",
             evidence=[str(error)],
-            hints=["correct it or take it from git again; or remove it, then `repro rebuild` writes it anew"],
+            hints=[
+                "correct it or take it from git again; or remove it: `repro lock` and `repro rebuild` write it anew"
+            ],
         ) from error
 
 
 def dumps(lock: Lock) -> str:
     """The text of a lock: sorted, so that equal locks are equal bytes."""
-    images = {name: msgspec.to_builtins(lock.images[name]) for name in sorted(lock.images)}
-    return HEADER + msgspec.toml.encode({"lock-version": VERSION, "image": images}).decode()
+    tables: dict[str, Mapping[str, Value]] = {"resolved": lock.resolved, "image": lock.images}
+    kept = {name: {key: _plain(table[key]) for key in sorted(table)} for name, table in tables.items() if table}
+    return HEADER + msgspec.toml.encode({"lock-version": VERSION, **kept}).decode()
+
+
+def _plain(entry: Value) -> dict[str, Any]:
+    """For TOML, which has no null; tables of names sorted."""
+    members = msgspec.to_builtins(entry, order="sorted")
+    return {name: members[name] for name in entry.__struct_fields__ if members[name] not in (None, {})}
 
 
 def read(path: Path) -> Lock:
@@ -77,7 +108,12 @@ def read(path: Path) -> Lock:
 
 
 def note(path: Path, image: Image) -> None:
-    """Write down an image; the file is replaced only when that changes it. One process at a time.
+    """Write down an image that was built, as `change`."""
+    change(path, lambda lock: updated(lock, image))
+
+
+def change(path: Path, changed: Callable[[Lock], Lock]) -> None:
+    """Replace the file when that changes it. One process at a time.
 
     Raises:
         BadInputError, EnvironmentUnfitError: the file there cannot be read, or not be written.
@@ -90,7 +126,7 @@ def note(path: Path, image: Image) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(folder / f"lockfile-{name}.lock"):
             before = read(path)
-            after = updated(before, image)
+            after = changed(before)
             if after != before or not path.exists():
                 write_atomic(path, dumps(after).encode())
     except OSError as error:
@@ -102,7 +138,85 @@ def updated(lock: Lock, image: Image) -> Lock:
     entry = LockedImage(
         spec=image.spec, base=image.base, base_resolved=image.base_resolved, id=image.id, platform=image.platform
     )
-    return Lock(images={**lock.images, image.variant: entry})
+    return msgspec.structs.replace(lock, images={**lock.images, image.variant: entry})
+
+
+def read_spec(project: Project, wanted: ImageConfig, build: BuildConfig) -> tuple[ImageSpec, tuple[str, ...]]:
+    """The spec of a configuration with what the project's lock pins, and why the lock does not count where it is stale.
+
+    Raises:
+        BadInputError: as `ImageSpec.read` and `read`.
+    """
+    return applied(ImageSpec.read(wanted, project.root, build), read(project.lock), project.root)
+
+
+def with_resolved(lock: Lock, variant: str, resolved: Resolved) -> Lock:
+    """The lock with this resolution for a variant."""
+    return msgspec.structs.replace(lock, resolved={**lock.resolved, variant: resolved})
+
+
+def applied(spec: ImageSpec, lock: Lock, root: Path) -> tuple[ImageSpec, tuple[str, ...]]:
+    """The spec with what the lock pins for it; where the lock is stale, as it was, and why the lock does not count."""
+    resolved = lock.resolved.get(spec.variant)
+    if resolved is None:
+        return spec, ()
+    found = stale(resolved, spec)
+    if not found and resolved.pylock and _pylock(resolved, root) is None:
+        found = [f"{resolved.pylock} is not the file that `repro lock` wrote"]
+    return (spec, tuple(found)) if found else (pinned(spec, resolved, root), ())
+
+
+def pinned(spec: ImageSpec, resolved: Resolved, root: Path) -> ImageSpec:
+    """The spec with what was resolved, stale or not; packages only from the file that `repro lock` wrote."""
+    packages = None
+    content = _pylock(resolved, root)
+    if content is not None and resolved.pylock and resolved.python and resolved.libc:
+        target = Target(python=resolved.python, platform=resolved.platform, libc=resolved.libc)
+        packages = LockedPackages(name=resolved.pylock, content=content, target=target)
+    digests = {name: pin for name, pin in resolved.images.items() if "@" in pin}
+    ids = {name: pin for name, pin in resolved.images.items() if "@" not in pin}
+    return msgspec.structs.replace(spec, pins=digests, expected=ids, packages=packages)
+
+
+def _pylock(resolved: Resolved, root: Path) -> bytes | None:
+    """The bytes of the pylock.toml, if they are those that were locked; line ends may be git's."""
+    if resolved.pylock is None:
+        return None
+    try:
+        content = (root / resolved.pylock).read_bytes().replace(b"\r\n", b"\n")
+    except OSError:
+        return None
+    return content if hashlib.sha256(content).hexdigest() == resolved.pylock_sha256 else None
+
+
+def stale(resolved: Resolved, spec: ImageSpec) -> list[str]:
+    """What is asked for now that `repro lock` did not resolve; [] for nothing."""
+    found = []
+    if resolved.platform != spec.platform:
+        found.append(f"image.platform: {resolved.platform} was resolved, {spec.platform} is asked for")
+    wanted, pinned = set(floating_references(spec)), set(resolved.images)
+    found += [f"image {name}: not resolved" for name in sorted(wanted - pinned)]
+    found += [f"image {name}: not used any more" for name in sorted(pinned - wanted)]
+    now = requirement_files(spec)
+    for path in sorted({*now, *resolved.requirements}):
+        if now.get(path) != resolved.requirements.get(path):
+            word = "changed" if path in now and path in resolved.requirements else "new" if path in now else "gone"
+            found.append(f"{path}: {word}")
+    return found
+
+
+def floating_references(spec: ImageSpec) -> tuple[str, ...]:
+    """The images that the Dockerfile names without a digest, each once."""
+    found = (reference.image for reference in spec.references())
+    return tuple(dict.fromkeys(name for name in found if "@sha256:" not in name))
+
+
+def requirement_files(spec: ImageSpec) -> dict[str, str]:
+    """The requirements with all that they include: path -> sha256; {} where they ask for nothing."""
+    files = [file for file in spec.files if file.text and file.path != spec.dockerfile]
+    if not any(context.requirement_lines(file.content.decode()) for file in files):
+        return {}
+    return {file.path: hashlib.sha256(file.content).hexdigest() for file in files}
 
 
 def conflicts(lock: Lock, spec: ImageSpec, image: Image | None = None) -> list[str]:
@@ -120,15 +234,18 @@ def conflicts(lock: Lock, spec: ImageSpec, image: Image | None = None) -> list[s
     ]
 
 
-def require(lock: Lock, spec: ImageSpec, image: Image | None = None) -> None:
+def require(lock: Lock, spec: ImageSpec, image: Image | None = None, stale: Sequence[str] = ()) -> None:
     """Refuse whatever the lock does not name.
 
     Raises:
         RefusedError: listing every difference.
     """
-    if found := conflicts(lock, spec, image):
+    if found := [*stale, *conflicts(lock, spec, image)]:
         raise RefusedError(
             "the image is not the one that repro.lock names",
             evidence=found,
-            hints=["accept what is there now: `repro rebuild`, then commit repro.lock", "or run without --locked"],
+            hints=[
+                "accept what is there now: `repro lock` and `repro rebuild`, then commit repro.lock",
+                "or run without --locked",
+            ],
         )

@@ -55,6 +55,7 @@ class ImageUsed(Value, frozen=True, kw_only=True):
     base_resolved: str  # repo digest or image id that the build started from
     platform: str
     digest: str | None = None
+    floating: tuple[str, ...] = ()  # what of its recipe was open when it ran: base, 3 packages, ...
 
 
 class FileUsed(Value, frozen=True, kw_only=True):

@@ -11,20 +11,21 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime, timezone
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import msgspec
 
-from repro import config, housekeeping, image, journal, lockfile, report, runner, source
+from repro import assembly, config, floating, housekeeping, image, journal, lockfile, report, runner, source
 from repro import plan as planning
 from repro.display import Display, guarded
 from repro.engine import Engine, EngineFacts, connect
 from repro.errors import BadInputError, EnvironmentUnfitError, ExitCode, ReproError
 from repro.experiment import BuildConfig, Experiment, ImageConfig
-from repro.image import Image, ImageSpec
+from repro.image import Image
 from repro.project import Project, cache_folder, ignored_folder, user_name
 from repro.record import DatasetUsed, End, ImageUsed, Record, RunFolder
+from repro.spec import ImageSpec
 from repro.tracking import Follower, resolve_uri
 from repro.tracking import status as tracking_status
 
@@ -175,13 +176,15 @@ class Session:
         """
         key = msgspec.json.encode((wanted, build))
         if key not in self.images:
-            spec = ImageSpec.read(wanted, self.project.root, build)
-            self.images[key] = spec, self._made(spec)
+            spec, stale = lockfile.read_spec(self.project, wanted, build)
+            if stale and not self.locked:
+                self.display.notice(f"repro.lock is stale and does not count: {stale[0]}; `repro lock` resolves anew")
+            self.images[key] = spec, self._made(spec, build, stale)
         return self.images[key]
 
-    def _made(self, spec: ImageSpec) -> Image:
+    def _made(self, spec: ImageSpec, build: BuildConfig, stale: tuple[str, ...]) -> Image:
         if self.locked:
-            lockfile.require(lockfile.read(self.project.lock), spec)
+            lockfile.require(lockfile.read(self.project.lock), spec, stale=stale)
         if self.only_look:
             made = image.look(spec, self.engine)
             if not made.id:
@@ -189,7 +192,9 @@ class Session:
             return made
         with self.display.step("image") as step:
             log = ignored_folder(self.project.scratch) / "logs" / f"build-{spec.digest[:16]}.log"
-            made = image.ensure(spec, self.engine, say=step.say, build_log=log)
+            live = self.display.live
+            gather = partial(assembly.gather, spec, build, self.project.root, cache_folder(), step.say, progress=live)
+            made = image.ensure(spec, self.engine, say=step.say, build_log=log, gather=gather)
             step.detail = f"{made.tag} {'built' if made.built else 'present'}"
         if self.locked:
             lockfile.require(lockfile.read(self.project.lock), spec, made)
@@ -227,6 +232,7 @@ class Session:
         if self.project.lock.is_file():
             inputs[self.project.lock.name] = self.project.lock.read_text(encoding="utf-8", errors="replace")
         facts = self.engine.image(made.id) if made.id else None
+        open_pieces = floating.pieces(spec, made.base_resolved or None)
         ingredients = planning.Ingredients(
             code=snapshot.code(),
             code_folder=str(code_folder),
@@ -240,10 +246,11 @@ class Session:
                 base_resolved=made.base_resolved,
                 platform=made.platform,
                 digest=made.digest,
+                floating=open_pieces,
             ),
             image_env=facts.env if facts else (),
             inputs=inputs,
-            notices=_notices(experiment.image, made),
+            notices=(floating.text(open_pieces),) if open_pieces else (),
             data=self.data(experiment),
             engine=self.facts,
         )
@@ -337,12 +344,6 @@ class Session:
         """Let go of what the session holds; the follower finishes by itself."""
         if self._follower:
             self._follower.close()
-
-
-def _notices(wanted: ImageConfig, made: Image) -> tuple[str, ...]:
-    if wanted.bootstrap or "@sha256:" in wanted.base:
-        return ()
-    return (f"floating base: {wanted.base} is a name that may move; this image was built on {made.base_resolved}",)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ CUT = " … (cut; all of it is in config.yaml)"
 VIEW = "repro"  # the saved view's key, in the address of MLflow's page
 STATUS = {End.FINISHED: "FINISHED", End.KILLED: "KILLED"}  # the others are FAILED
 OURS = re.compile(  # tags that an experiment cannot set by itself
-    r"(run|image|image_id|image_digest|commit|dirty|command|gpus|network|exit_code|ended"
+    r"(run|image|image_id|image_digest|floating|commit|dirty|command|gpus|network|exit_code|ended"
     r"|mlflow\.(user|parentRunId|runName|note\.content|(source|docker|project)\..*))$"
 )
 HOSTS = re.compile(r"^(https?://|ssh://git@|git@)(github\.com|gitlab\.com|bitbucket\.org)[:/]")
@@ -50,6 +50,7 @@ def tags(record: Record) -> dict[str, str]:
         "image": image.tag,
         "image_id": image.id,
         "image_digest": image.digest,
+        "floating": ", ".join(image.floating) or None,
         "commit": code.commit,
         "dirty": _word(code.dirty),
         "command": shlex.join(planned.command),

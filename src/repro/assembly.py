@@ -1,0 +1,175 @@
+"""ImageSpec -> what a builder is sent: its files with repro.lock's pins in them, and what only the build may see."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from repro import dockerfile, pylock
+from repro.context import ContextFile
+from repro.download import SILENT_SECONDS, Say, Wanted, cache_errors, obtain, progress_bars
+from repro.errors import BadInputError, EnvironmentUnfitError
+from repro.experiment import BuildConfig, SecretSource, Value
+from repro.pylock import Package
+from repro.spec import ImageSpec
+
+AT_ONCE = 6  # downloads
+README = b"What the host gives to this build; no part of the image. See docs/images.md of repro.\n"
+PLACE = "/tmp/from-host"  # noqa: S108 - where a Dockerfile puts the folder, for pip.conf to be right
+
+
+class FromHost(Value, frozen=True, kw_only=True):
+    """What a build may use and no image keeps, none of it part of the hash."""
+
+    files: dict[str, Path | bytes]  # by their path in the folder `from-host` of the context
+    secrets: dict[str, SecretSource]  # for `RUN --mount=type=secret,id=NAME`
+
+
+def files(spec: ImageSpec, substitutes: Mapping[str, str]) -> tuple[ContextFile, ...]:
+    """The files of the context: the Dockerfile with its pinned images, the locked packages as the requirements.
+
+    Args:
+        spec: with what the lock pins.
+        substitutes: image reference -> what to write in its place, beside the pins of the spec.
+    """
+    pins = {**spec.pins, **substitutes}
+    pins.pop(spec.base_reference, None)  # it comes as the argument BASE_IMAGE
+    new = {spec.dockerfile: dockerfile.pinned(spec.dockerfile_text, spec.references(), pins)}
+    if spec.packages is not None and spec.requirements is not None:
+        new[spec.requirements] = pylock.requirements(locked(spec), _written(spec), spec.packages.name)
+    return tuple(replace(file, content=new[file.path].encode()) if file.path in new else file for file in spec.files)
+
+
+def locked(spec: ImageSpec) -> tuple[Package, ...]:
+    """The packages that the lock pins; () without one.
+
+    Raises:
+        BadInputError: the lock's pylock.toml cannot be used.
+    """
+    if spec.packages is None:
+        return ()
+    return pylock.packages(spec.packages.content.decode(), spec.packages.target, spec.packages.name)
+
+
+def _written(spec: ImageSpec) -> str:
+    return "\n".join(file.content.decode() for file in spec.files if file.text and file.path != spec.dockerfile)
+
+
+def gather(spec: ImageSpec, build: BuildConfig, root: Path, cache: Path, say: Say, *, progress: bool) -> FromHost:
+    """Fetch and read what the host gives to the build of a spec.
+
+    The wheels of the lock come from the cache, or are fetched by hash into it first.
+
+    Raises:
+        BadInputError: a secret or the CA bundle is not there, or a build without a network cannot be done like this.
+        EnvironmentUnfitError: a wheel cannot be had.
+    """
+    secrets = {name: _secret(name, source, root) for name, source in build.secrets.items()}
+    given: dict[str, Path | bytes] = {"README": README}
+    settings = []
+    if build.ca_bundle is not None:
+        given["ca-bundle.pem"] = _ca_bundle(build.ca_bundle, root)
+        settings.append(f"cert = {PLACE}/ca-bundle.pem")
+    if spec.uses_host:
+        packages = tuple(package for package in locked(spec) if package.url is not None)
+        _check_without_network(spec, packages)
+        for package, held in zip(packages, _wheels(packages, cache, say, progress=progress), strict=True):
+            given[f"wheels/{package.file}"] = held
+        if packages:
+            settings.append(f"find-links = {PLACE}/wheels")
+            if all(package.wheel for package in packages):  # what is built from source needs its tools from an index
+                settings.append("no-index = true")
+        if spec.packages is not None:
+            given["pylock.toml"] = spec.packages.content
+    given["pip.conf"] = ("\n".join(["[global]", *settings]) + "\n").encode()
+    return FromHost(files=given, secrets=secrets)
+
+
+def _check_without_network(spec: ImageSpec, packages: tuple[Package, ...]) -> None:
+    if spec.network != "none":
+        return
+    if sources := [package.file for package in packages if not package.wheel]:
+        raise BadInputError(
+            "`build.network: none`: not every package has a wheel, and building one needs a network",
+            evidence=sources,
+            hints=["make wheels of them, put them into the project, and name these files in the requirements"],
+        )
+
+
+def _wheels(packages: tuple[Package, ...], cache: Path, say: Say, *, progress: bool) -> list[Path]:
+    """The files of packages, from the cache that all projects share; several are fetched at once."""
+    wanted = [Wanted(path=each.file, sha256=each.sha256, held=cache / "wheels" / each.sha256) for each in packages]
+    with cache_errors(cache), progress_bars(say, drawn=progress) as (line, bar):
+
+        def fetched(number: int) -> list[str]:
+            return obtain(wanted[number], (str(packages[number].url),), line, bar, SILENT_SECONDS)
+
+        missing = [number for number, each in enumerate(wanted) if not _held(each, packages[number])]
+        if missing:
+            say(f"fetching {len(missing)} of {len(wanted)} packages")
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            for number, refusals in zip(missing, pool.map(fetched, missing), strict=True):
+                if refusals:
+                    raise _unobtainable(packages[number], refusals)
+    return [each.held for each in wanted]
+
+
+def _held(wanted: Wanted, package: Package) -> bool:
+    """Whether the cache has it. Its size alone is looked at: pip checks every hash when it installs."""
+    try:
+        size = wanted.held.stat().st_size
+    except OSError:
+        return False
+    return size == package.size if package.size is not None else wanted.here()
+
+
+def _unobtainable(package: Package, refusals: list[str]) -> EnvironmentUnfitError:
+    return EnvironmentUnfitError(
+        f"package {package.name} {package.version} cannot be had",
+        evidence=[*refusals, f"wanted: {package.file}, sha256 {package.sha256}"],
+        hints=["is the network up? `repro doctor` looks", "if it is gone for good: `repro lock --upgrade`"],
+    )
+
+
+def _ca_bundle(name: str, root: Path) -> bytes:
+    path = root / Path(name).expanduser()
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise BadInputError(f"build.ca_bundle: {path} cannot be read", evidence=[str(error)]) from error
+    if b"-----BEGIN CERTIFICATE-----" not in content:
+        raise BadInputError(f"build.ca_bundle: {path} holds no certificate in PEM form")
+    return content
+
+
+def _secret(name: str, source: SecretSource, root: Path) -> SecretSource:
+    if (source.env is None) == (source.file is None):
+        raise BadInputError(f"build.secrets.{name}: give either env or file")
+    if source.env is not None:
+        if source.env not in os.environ:
+            raise BadInputError(
+                f"build.secrets.{name}: the environment variable {source.env} is not set",
+                hints=[f"`export {source.env}=...`, then repeat the command"],
+            )
+        return source
+    path = root / Path(str(source.file)).expanduser()
+    if not os.access(path, os.R_OK) or path.is_dir():
+        raise BadInputError(f"build.secrets.{name}: {path} cannot be read")
+    return SecretSource(file=str(path))
+
+
+def mask(secrets: Mapping[str, SecretSource]) -> Callable[[str], str]:
+    """Takes the values of secrets out of a line, should a step print one."""
+    values = set()
+    for source in secrets.values():
+        value = os.environ.get(source.env, "") if source.env else Path(str(source.file)).read_text(errors="replace")
+        values |= {line.strip() for line in [value, *value.splitlines()] if len(line.strip()) > 3}
+    if not values:
+        return lambda line: line
+    pattern = re.compile("|".join(re.escape(value) for value in sorted(values, key=len, reverse=True)))
+    return lambda line: pattern.sub("***", line)
