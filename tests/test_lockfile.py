@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import msgspec
@@ -11,8 +12,9 @@ from hypothesis import strategies as st
 
 from repro import lockfile
 from repro.errors import BadInputError, RefusedError
+from repro.experiment import ImageConfig
 from repro.image import Image
-from repro.lockfile import Lock, LockedImage
+from repro.lockfile import Lock, LockedImage, Resolved
 from repro.spec import ImageSpec
 
 SPEC = ImageSpec(
@@ -49,9 +51,22 @@ WORDS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 ENTRIES = st.builds(LockedImage, spec=WORDS, base=WORDS, base_resolved=WORDS, id=WORDS, platform=WORDS)
 
 
-@given(st.dictionaries(WORDS, ENTRIES, max_size=3))
-def test_every_lock_survives_its_file(images: dict[str, LockedImage]) -> None:
-    lock = Lock(images=images)
+RESOLVED = st.builds(
+    Resolved,
+    as_of=WORDS,
+    platform=WORDS,
+    images=st.dictionaries(WORDS, WORDS),
+    requirements=st.dictionaries(WORDS, WORDS),
+    python=st.none() | WORDS,
+    libc=st.none() | WORDS,
+    pylock=st.none() | WORDS,
+    pylock_sha256=st.none() | WORDS,
+)
+
+
+@given(st.dictionaries(WORDS, ENTRIES, max_size=3), st.dictionaries(WORDS, RESOLVED, max_size=3))
+def test_every_lock_survives_its_file(images: dict[str, LockedImage], resolved: dict[str, Resolved]) -> None:
+    lock = Lock(images=images, resolved=resolved)
     assert lockfile.loads(lockfile.dumps(lock)) == lock
 
 
@@ -136,3 +151,138 @@ def test_what_the_lock_does_not_name_is_refused() -> None:
         lockfile.require(Lock(), SPEC)
     assert "image.debian: not in the lock" in str(caught.value)
     assert "repro rebuild" in str(caught.value)
+
+
+# what `repro lock` wrote -----------------------------------------------------------------------------------------
+
+DIGEST = "base@sha256:" + "3" * 64
+PYLOCK = b'lock-version = "1.0"\n'
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A project with an image that takes something from three others, and requirements in two files."""
+    for name, text in {
+        "docker/Dockerfile": (
+            f"ARG BASE_IMAGE\nFROM ${{BASE_IMAGE}}\nCOPY --from=uv:1 /a /b\nCOPY --from={DIGEST} /a /c\n"
+        ),
+        "docker/requirements.txt": "numpy\n-r more.txt\n",
+        "docker/more.txt": "scipy\n",
+        "pylock.v.toml": PYLOCK.decode(),
+    }.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+def wanted(root: Path, **options: object) -> ImageSpec:
+    return ImageSpec.read(ImageConfig(variant="v", **{"base": "base:1", **options}), root)  # type: ignore[arg-type]
+
+
+def resolution(root: Path) -> Resolved:
+    """As `repro lock` writes it down for the project as it is."""
+    return Resolved(
+        as_of="2026-01-01T00:00:00Z",
+        platform="linux/amd64",
+        images={"base:1": DIGEST, "uv:1": "sha256:" + "4" * 64},
+        requirements=lockfile.requirement_files(wanted(root)),
+        python="3.11.2",
+        libc="glibc 2.36",
+        pylock="pylock.v.toml",
+        pylock_sha256=hashlib.sha256(PYLOCK).hexdigest(),
+    )
+
+
+def test_what_was_resolved_becomes_part_of_the_spec_and_of_its_hash(root: Path) -> None:
+    before = wanted(root)
+    lock = Lock(resolved={"v": resolution(root)})
+    spec, stale = lockfile.applied(before, lock, root)
+    assert stale == ()
+    assert spec.pins == {"base:1": DIGEST}
+    assert spec.expected == {"uv:1": "sha256:" + "4" * 64}
+    assert spec.packages is not None
+    assert (spec.packages.content, spec.packages.target.python) == (PYLOCK, "3.11.2")
+    manifest = spec.manifest()
+    assert manifest["pins"] == {"base:1": DIGEST}
+    sha256 = hashlib.sha256(PYLOCK).hexdigest()
+    assert manifest["packages"] == {"libc": "glibc 2.36", "python": "3.11.2", "sha256": sha256}
+    assert spec.digest != before.digest
+    other = Lock(resolved={"v": msgspec.structs.replace(resolution(root), python="3.12.0")})
+    assert lockfile.applied(before, other, root)[0].digest != spec.digest
+
+
+def test_the_id_of_an_image_without_a_registry_is_no_part_of_the_hash(root: Path) -> None:
+    lock = resolution(root)
+    moved = msgspec.structs.replace(lock, images={**lock.images, "uv:1": "sha256:" + "5" * 64})
+    one, two = (lockfile.applied(wanted(root), Lock(resolved={"v": each}), root)[0] for each in (lock, moved))
+    assert one.digest == two.digest
+    assert one.expected != two.expected
+
+
+def test_the_line_ends_of_a_checkout_do_not_make_a_lock_stale(root: Path) -> None:
+    lock = Lock(resolved={"v": resolution(root)})
+    before, _ = lockfile.applied(wanted(root), lock, root)
+    (root / "pylock.v.toml").write_bytes(PYLOCK.replace(b"\n", b"\r\n"))
+    assert lockfile.applied(wanted(root), lock, root) == (before, ())
+
+
+STALE = {
+    "docker/more.txt: changed": lambda root: (root / "docker" / "more.txt").write_text("scipy>1\n"),
+    "docker/more.txt: gone": lambda root: (root / "docker" / "requirements.txt").write_text("numpy\n"),
+    "docker/new.txt: new": lambda root: (
+        (root / "docker" / "new.txt").write_text("x\n"),
+        (root / "docker" / "requirements.txt").write_text("numpy\n-r more.txt\n-r new.txt\n"),
+    ),
+    "image mc:2: not resolved": lambda root: (
+        (root / "docker" / "Dockerfile").open("a").write("COPY --from=mc:2 /a /b\n")
+    ),
+    "image uv:1: not used any more": lambda root: (root / "docker" / "Dockerfile").write_text(
+        "ARG BASE_IMAGE\nFROM ${BASE_IMAGE}\n"
+    ),
+    "pylock.v.toml is not the file that `repro lock` wrote": lambda root: (root / "pylock.v.toml").write_text("x"),
+}
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.parametrize("said", STALE)
+def test_what_changed_since_is_named_and_the_lock_does_not_count(root: Path, said: str) -> None:
+    lock = Lock(resolved={"v": resolution(root)})
+    STALE[said](root)
+    spec, stale = lockfile.applied(wanted(root), lock, root)
+    assert said in stale
+    assert spec == wanted(root)
+    assert any(said in each for each in refused(lock, spec, stale))
+
+
+def refused(lock: Lock, spec: ImageSpec, stale: tuple[str, ...]) -> list[str]:
+    with pytest.raises(RefusedError) as caught:
+        lockfile.require(lock, spec, stale=stale)
+    return list(caught.value.evidence)
+
+
+def test_another_platform_and_another_base_are_stale_and_a_step_of_the_dockerfile_is_not(root: Path) -> None:
+    lock = Lock(resolved={"v": resolution(root)})
+    assert lockfile.applied(wanted(root, platform="linux/arm64"), lock, root)[1] == (
+        "image.platform: linux/amd64 was resolved, linux/arm64 is asked for",
+    )
+    assert lockfile.applied(wanted(root, base="base:2"), lock, root)[1] == (
+        "image base:2: not resolved",
+        "image base:1: not used any more",
+    )
+    with (root / "docker" / "Dockerfile").open("a") as file:
+        file.write("RUN true\n")
+    assert lockfile.applied(wanted(root), lock, root)[1] == ()
+
+
+def test_without_requirements_there_is_nothing_to_resolve_but_images(root: Path) -> None:
+    (root / "docker" / "requirements.txt").write_text("# none\n--index-url https://example.com\n")
+    assert lockfile.requirement_files(wanted(root)) == {}
+
+
+def test_a_resolution_and_an_image_stand_beside_each_other(tmp_path: Path) -> None:
+    path = tmp_path / "repro.lock"
+    resolved = Resolved(as_of="x", platform="linux/amd64")
+    lockfile.note(path, IMAGE)
+    lockfile.change(path, lambda lock: lockfile.with_resolved(lock, "debian", resolved))
+    lockfile.note(path, msgspec.structs.replace(IMAGE, variant="other"))
+    assert lockfile.read(path) == Lock(images={"debian": ENTRY, "other": ENTRY}, resolved={"debian": resolved})

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from repro import dockerfile, pylock
+from repro import context, dockerfile, pylock
 from repro.context import ContextFile
 from repro.download import SILENT_SECONDS, Say, Wanted, cache_errors, obtain, progress_bars
 from repro.errors import BadInputError, EnvironmentUnfitError
@@ -93,6 +93,11 @@ def gather(spec: ImageSpec, build: BuildConfig, root: Path, cache: Path, say: Sa
 def _check_without_network(spec: ImageSpec, packages: tuple[Package, ...]) -> None:
     if spec.network != "none":
         return
+    if spec.packages is None and context.requirement_lines(_written(spec)):
+        raise BadInputError(
+            "`build.network: none`: the packages have to come from a lock, and there is none that counts",
+            hints=["`repro lock` makes one, with a network; after that, builds need none"],
+        )
     if sources := [package.file for package in packages if not package.wheel]:
         raise BadInputError(
             "`build.network: none`: not every package has a wheel, and building one needs a network",

@@ -17,12 +17,10 @@ def pieces(spec: ImageSpec, built_on: str | None = None) -> tuple[str, ...]:
         spec: with what the lock pins.
         built_on: what an image that is there was built on, its repo digest or id; None where there is none.
     """
-    found = [*_images(spec, built_on), *_packages(spec)]
-    if spec.network != "none":
-        text, arguments = spec.dockerfile_text, spec.arguments(spec.base_reference)
-        found += dockerfile.network_commands(text, spec.target)
-        urls = dockerfile.unpinned_urls(text, arguments, spec.target)
-        found += [_many(len(urls), "URL")] if urls else []
+    content, arguments = spec.dockerfile_text, spec.arguments(spec.base_reference)
+    urls = dockerfile.unpinned_urls(content, arguments, spec.target)  # the builder fetches them, whatever steps may do
+    commands = () if spec.network == "none" else dockerfile.network_commands(content, spec.target)
+    found = [*_images(spec, built_on), *_packages(spec), *commands, *([_many(len(urls), "URL")] if urls else [])]
     return tuple(found)
 
 

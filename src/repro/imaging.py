@@ -47,7 +47,9 @@ def register(add: Add) -> None:
 
 def rebuild(args: argparse.Namespace, display: Display) -> int:
     """The image of the configuration: look, or build and lock."""
-    from repro import assembly, config, image, lockfile
+    import msgspec
+
+    from repro import assembly, config, floating, image, lockfile
     from repro.engine import connect, glance
 
     project = Project.find(Path.cwd())
@@ -70,7 +72,11 @@ def rebuild(args: argparse.Namespace, display: Display) -> int:
         )
         step.detail = f"{made.tag} {'built' if made.built else 'present'}"
     lockfile.note(project.lock, made)
-    print(report.as_json(made) if args.json else f"{made.tag}  {report.short(made.id)}")
+    open_pieces = floating.pieces(spec, made.base_resolved)
+    if args.json:
+        print(report.as_json({**msgspec.to_builtins(made), "floating": open_pieces}))
+    else:
+        print("  ".join([made.tag, report.short(made.id), *([floating.text(open_pieces)] if open_pieces else [])]))
     return ExitCode.OK
 
 

@@ -12,6 +12,7 @@ import os
 import re
 import secrets
 import subprocess
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -165,7 +166,8 @@ def _compiled(spec: ImageSpec, root: Path, path: Path, target: Target, wish: Wis
     # beside the final one, since files of the project are named relative to it
     temporary = path.with_name(f"pylock.tmp-{secrets.token_hex(6)}.toml")
     command = [uv.find_uv_bin(), "pip", "compile", str(spec.requirements), "--format=pylock.toml", "--no-header", "-q"]
-    command += [f"--output-file={temporary}", f"--python-version={target.python}"]
+    # our own interpreter is only there for uv to have one: markers and wheels are those of the version and the platform
+    command += [f"--output-file={temporary}", f"--python={sys.executable}", f"--python-version={target.python}"]
     command += [f"--python-platform={pylock.uv_platform(target)}", f"--exclude-newer={wish.as_of.isoformat()}"]
     command += ["--upgrade"] if wish.upgrade else []
     command += [f"--upgrade-package={package}" for package in wish.upgrade_packages]

@@ -233,6 +233,8 @@ class Session:
             inputs[self.project.lock.name] = self.project.lock.read_text(encoding="utf-8", errors="replace")
         facts = self.engine.image(made.id) if made.id else None
         open_pieces = floating.pieces(spec, made.base_resolved or None)
+        if open_pieces and made.id:
+            self.display.notice(f"{floating.text(open_pieces)}; `repro lock` pins what can be")
         ingredients = planning.Ingredients(
             code=snapshot.code(),
             code_folder=str(code_folder),
