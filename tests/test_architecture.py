@@ -16,7 +16,7 @@ ROWS = (
     "errors experiment project record manifest",
     "config",
     "repository lfs checkout source",
-    "download endpoint refusal engine dockerfile context builder base pylock spec assembly image lockfile",
+    "download endpoint refusal engine dockerfile context builder base pylock spec assembly inputs image explain lockfile",
     "floating resolve",
     "data",
     "plan terminal pump runner",

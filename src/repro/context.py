@@ -169,7 +169,7 @@ def _requirements(root: Path, first: str, declared: Sequence[str]) -> list[Conte
             continue
         found[name] = _text(root, name, named_by)
         folder = PurePosixPath(name).parent
-        for number, line in _logical_lines(found[name].content.decode()):
+        for number, line in logical_lines(found[name].content.decode()):
             option, value = _option(line)
             if option in INCLUDES and "://" not in value:
                 todo.append((normal(folder / value), f"{name}:{number}"))
@@ -181,14 +181,14 @@ def _requirements(root: Path, first: str, declared: Sequence[str]) -> list[Conte
 def requirement_lines(text: str) -> list[str]:
     """The lines of a requirements file that name a package themselves, without comments."""
     found = []
-    for _, line in _logical_lines(text):
+    for _, line in logical_lines(text):
         option, value = _option(line)
         if option in ("-e", "--editable") or (value and not option and not value.startswith("-")):
             found.append(line)
     return found
 
 
-def _logical_lines(text: str) -> Iterator[tuple[int, str]]:
+def logical_lines(text: str) -> Iterator[tuple[int, str]]:
     """(number of the first line, line without its comment), with lines joined that end in a backslash."""
     begun, first = "", 0
     for number, line in enumerate([*text.splitlines(), ""], 1):

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from repro import assembly, builder, context
+from repro import assembly, builder, context, inputs
 from repro import base as bases
 from repro.assembly import FromHost
 from repro.engine import Engine, ImageFacts
@@ -22,7 +22,6 @@ SPEC_LABEL = "repro.spec"
 BASE_LABEL = "repro.base"
 USER_LABEL = "repro.user"  # who built it: whose runs may need it
 MANIFEST_LABEL = "repro.manifest"  # what the hash was made of, so that a difference can be explained later
-MANIFEST_LABEL_LIMIT = 8 << 10  # bytes; a context of more than some eighty files has none
 
 
 Gather = Callable[[], FromHost]  # called only when there is something to build
@@ -150,9 +149,8 @@ def _build(
         USER_LABEL: user_name(),
         SPEC_LABEL: spec.digest,
         BASE_LABEL: bases.identity(spec.base, base),
+        MANIFEST_LABEL: inputs.label(inputs.of_spec(spec)),
     }
-    if len(manifest := spec.canonical().decode()) <= MANIFEST_LABEL_LIMIT:
-        labels[MANIFEST_LABEL] = manifest
     say(f"building {spec.tag}")
     files = assembly.files(spec, substitutes)
     request = builder.Request(

@@ -1,0 +1,202 @@
+"""What an image was made from, as it travels: in a label of the image, in the folder of a run. Nothing secret is in it.
+
+docs/image-identity.md describes both forms.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+import zlib
+from collections import Counter
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import msgspec
+
+from repro.experiment import Value
+from repro.spec import ImageSpec
+
+FORM = 1
+FILE = "image-inputs.json"  # among the inputs of a run
+LABEL_LIMIT = 64 << 10  # bytes: one argument of a program holds 128 KiB, a request line of the engine 1 MiB
+TEXT_LIMIT = 32 << 10  # bytes; of a longer text there is the digest alone
+VALUE_LIMIT = 80  # characters of a build argument; of a longer one there is the digest alone
+UNPACKED_LIMIT = 16 << 20  # bytes: a label of somebody else's image may be anything
+COMPRESSED = "zlib:"
+SECRET_NAME = re.compile(r"token|passw|pwd|secret|credential|key", re.IGNORECASE)
+USER_OF_URL = re.compile(r"(?<=://)(?!git@)[^/\s@\"']+@")  # a token may stand in either place
+ASSIGNED = re.compile(r"\b(\w+)=(\"[^\"]*\"|'[^']*'|[^\s\"'$][^\s\"']*)")  # a variable's value is not here
+OLD_ENV = re.compile(r"\s*ENV\s+(\w+)\s+([^=\s].*)", re.IGNORECASE)  # ENV NAME value
+HASHES = re.compile(r"--hash[= ]\S+")
+
+
+class Inputs(Value, frozen=True, kw_only=True):
+    """What decided an image, as far as anybody may see it."""
+
+    spec: str  # the spec hash
+    manifest: dict[str, Any]  # the canonical form, with digests for values that may be secret or are long
+    texts: dict[str, str]  # the Dockerfile and the requirements by path, without what is secret or long in them
+
+    @classmethod
+    def of(cls, spec: str, manifest: Mapping[str, Any], texts: Mapping[str, str]) -> Inputs:
+        """The inputs of a spec that are fit to be seen."""
+        arguments = {
+            key: {"sha256": sha256(value.encode())} if is_secret(key, value) or len(value) > VALUE_LIMIT else value
+            for key, value in manifest.get("build_args", {}).items()
+        }
+        shown = {path: without_secrets(text, path == manifest["dockerfile"]) for path, text in texts.items()}
+        return cls(
+            spec=spec,
+            manifest={**manifest, **({"build_args": arguments} if arguments else {})},
+            texts={path: text for path, text in shown.items() if len(text.encode()) <= TEXT_LIMIT},
+        )
+
+
+def of_spec(spec: ImageSpec) -> Inputs:
+    """The inputs of a spec."""
+    return Inputs.of(spec.digest, spec.manifest(), spec.recipe())
+
+
+def is_secret(name: str, value: str) -> bool:
+    """Whether the value of a build argument is nobody's to see."""
+    return bool(SECRET_NAME.search(name) or USER_OF_URL.search(value))
+
+
+def without_secrets(text: str, dockerfile: bool) -> str:
+    """A text as people may see it: no user in a URL, digests for what is assigned to a name such as API_TOKEN.
+
+    Requirements are without their hashes, too: they say nothing that the version does not.
+    """
+    text = USER_OF_URL.sub("***@", text)
+    if not dockerfile:
+        return HASHES.sub("--hash=...", text)
+    return "\n".join(map(_without_assigned, text.split("\n")))
+
+
+def _without_assigned(line: str) -> str:
+    def digest(found: re.Match[str]) -> str:
+        if not SECRET_NAME.search(found[1]):
+            return found[0]
+        return found[0].removesuffix(found[2]) + f"sha256:{sha256(found[2].encode())[:12]}"
+
+    return OLD_ENV.sub(digest, line) if OLD_ENV.match(line) else ASSIGNED.sub(digest, line)
+
+
+# the two forms ----------------------------------------------------------------------------------------------------
+
+
+def document(inputs: Inputs) -> str:
+    """The inputs as a file for people and programs."""
+    return msgspec.json.format(_encoded(inputs), indent=2).decode() + "\n"
+
+
+def label(inputs: Inputs) -> str:
+    """The inputs as the value of a label: compressed where that is shorter, with less detail where it must be."""
+    text = _packed(inputs)
+    while len(text) > LABEL_LIMIT:
+        files = inputs.manifest["files"]
+        fewer = _summarised(files, keep=inputs.texts)
+        if len(fewer) == len(files):
+            break
+        inputs = msgspec.structs.replace(inputs, manifest={**inputs.manifest, "files": fewer})
+        text = _packed(inputs)
+    if len(text) > LABEL_LIMIT:
+        text = _packed(msgspec.structs.replace(inputs, texts={}))
+    return text
+
+
+def read(text: str) -> Inputs | None:
+    """The inputs that a label or a document holds; None when it holds none."""
+    try:
+        if text.startswith(COMPRESSED):
+            packed = base64.urlsafe_b64decode(text.removeprefix(COMPRESSED))
+            text = zlib.decompressobj().decompress(packed, UNPACKED_LIMIT).decode()
+        found = msgspec.json.decode(text)
+        if "manifest" not in found:  # of the time when the label was the canonical form itself
+            found = {"spec": sha256(text.encode()), "manifest": found, "texts": {}}
+        elif found.pop("form") != FORM:
+            return None
+        return msgspec.convert(found, Inputs)
+    except (msgspec.MsgspecError, ValueError, TypeError, KeyError, RecursionError, zlib.error):
+        return None
+
+
+def _encoded(inputs: Inputs) -> bytes:
+    return canonical({"form": FORM, **msgspec.structs.asdict(inputs)})
+
+
+def _packed(inputs: Inputs) -> str:
+    plain = _encoded(inputs)
+    packed = COMPRESSED + base64.urlsafe_b64encode(zlib.compress(plain, 9)).decode()
+    return min(packed, plain.decode(), key=len)
+
+
+def canonical(value: Any) -> bytes:
+    """The one JSON of a value: sorted keys, no spaces."""
+    return msgspec.json.encode(value, order="deterministic")
+
+
+def sha256(content: bytes) -> str:
+    """64 hex digits."""
+    return hashlib.sha256(content).hexdigest()
+
+
+# folders in place of their files ----------------------------------------------------------------------------------
+
+
+def aligned(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Two lists of files with the same folders summarised, so that they can be compared."""
+    return _folded_as(one, other), _folded_as(other, one)
+
+
+def _folded_as(files: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
+    folders = [path for path in model if path.endswith("/") and path not in files]
+    for folder in sorted(folders, key=len, reverse=True):
+        files = folded(files, folder, keep=model)
+    return dict(files)
+
+
+def _summarised(files: Mapping[str, Any], keep: Collection[str]) -> dict[str, Any]:
+    """The same files with the folders that hold most of them summarised, a quarter at a time; the top comes last."""
+    held = Counter(_folder(path) for path in files if path not in keep)
+    enough = len(files) * 3 // 4
+    result = dict(files)
+    for folder, _count in sorted(held.items(), key=lambda each: (each[0] == "./", -each[1], each[0])):
+        if len(result) <= enough:
+            break
+        result = folded(result, folder, keep)
+    return result
+
+
+def _folder(path: str) -> str:
+    parent = path.rstrip("/").rpartition("/")[0]
+    return f"{parent}/" if parent else "./"
+
+
+def folded(files: Mapping[str, Any], folder: str, keep: Collection[str]) -> dict[str, Any]:
+    """The files with one entry for all below `folder`, a digest of the tree; those in `keep` stay as they are."""
+    prefix = "" if folder == "./" else folder
+    inside = {path.removeprefix(prefix): entry for path, entry in files.items() if _is_in(prefix, path, keep)}
+    if not inside:
+        return dict(files)
+    return {**{path: entry for path, entry in files.items() if not _is_in(prefix, path, keep)}, folder: _tree(inside)}
+
+
+def _is_in(prefix: str, path: str, keep: Collection[str]) -> bool:
+    return path.startswith(prefix) and path not in keep
+
+
+def _tree(files: Mapping[str, Any]) -> dict[str, Any]:
+    """The entry of a folder: how many files are below it, and a digest over its entries, folder by folder."""
+    entries: dict[str, Any] = {}
+    below: dict[str, dict[str, Any]] = {}
+    for path, entry in files.items():
+        name, _, rest = path.partition("/")
+        if rest:
+            below.setdefault(f"{name}/", {})[rest] = entry
+        else:
+            entries[path] = entry
+    entries |= {name: _tree(inside) for name, inside in below.items()}
+    return {"files": sum(entry.get("files", 1) for entry in entries.values()), "tree": sha256(canonical(entries))}
