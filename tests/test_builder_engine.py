@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from repro import base, image
+from repro import base, explain, image, inputs
 from repro.engine import Engine, connect
 from repro.errors import BadInputError, EngineUnreachableError, EnvironmentUnfitError, ReproError
 from repro.experiment import BuildConfig, ImageConfig
@@ -121,9 +121,32 @@ def test_an_image_carries_its_spec_its_manifest_and_its_base(any_builder: str, r
         seconds=made.seconds,
     )
     assert found.labels["repro.spec"] == spec.digest
-    assert msgspec.json.decode(found.labels["repro.manifest"]) == spec.manifest()
+    assert inputs.read(found.labels["repro.manifest"]) == spec.inputs()
     assert found.labels["repro.base"] == started_from.id
     assert tags(engine, recipe.name) == [spec.tag]
+
+
+def test_an_image_of_very_many_files_carries_what_it_was_made_from(
+    any_builder: str, recipe: Recipe, engine: Engine
+) -> None:
+    for number in range(5000):
+        file = recipe.root / "tools" / f"d{number % 50}" / f"file{number}.txt"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(str(number))
+    spec = recipe.spec("RUN true\n", context=("tools",))
+    _, said = build(spec, engine)
+    assert max(map(len, said)) < 1000
+    found = engine.image(spec.tag)
+    assert found is not None
+    assert 48 << 10 < len(found.labels["repro.manifest"]) <= inputs.LABEL_LIMIT
+    then = inputs.read(found.labels["repro.manifest"])
+    assert then is not None
+    assert explain.changes(then, spec.inputs()) == ()
+    (recipe.root / "tools" / "d0" / "file0.txt").unlink()
+    now = recipe.spec("RUN false\n", context=("tools",)).inputs()
+    told = [change.text for change in explain.changes(then, now)]
+    assert told[0] == "docker/Dockerfile:3  RUN true -> RUN false"
+    assert [line.partition("  ")[0] for line in told[1:]] == ["tools/d0/"]
 
 
 def test_an_image_that_is_there_is_found_at_once_and_not_built_again(recipe: Recipe, engine: Engine) -> None:

@@ -189,6 +189,8 @@ class _Transcript:
             if begun := CLASSIC_STEP.match(line):
                 self._step, self._instruction = int(begun[1]), begun[2]
                 self._output.clear()
+                if begun[2].startswith("LABEL repro."):  # it repeats our labels, of up to 64 KiB
+                    line = f"{line[:100]}..."
             elif line and not CLASSIC_NOISE.match(line):
                 self._output.append(line)
             self.whole = self.whole or line.startswith("Successfully built")
