@@ -22,7 +22,7 @@ ROWS = (
     "plan terminal pump runner",
     "journal store view tracking publication publisher",
     "report display",
-    "ui doctor housekeeping",
+    "ui doctor housekeeping predecessor",
     "imaging locking",
     "run",
     "cli",

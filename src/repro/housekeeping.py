@@ -87,7 +87,7 @@ def images(engine: Engine, runs: Path | None) -> tuple[Row, ...]:
             id=found.id,
             spec=found.labels[SPEC_LABEL],
             size=found.size,
-            created=_time(found.created),
+            created=time_of(found.created),
             runs=tuple(sorted(used.get(found.id, ()))),
             in_use=found.id in busy,
             user=found.labels.get(USER_LABEL, ""),
@@ -103,7 +103,7 @@ def _own_tag(image: ImageFacts) -> str:
     return next((tag for tag in image.tags if tag.endswith(version)), image.tags[0] if image.tags else image.id)
 
 
-def _time(text: str) -> datetime:
+def time_of(text: str) -> datetime:
     """When an engine says that it was; engines write nanoseconds, or nothing at all."""
     found = TIME.match(text)
     return datetime.fromisoformat(f"{found[1]}{(found[2] or 'Z').replace('Z', '+00:00')}") if found else UNKNOWN

@@ -11,12 +11,17 @@ from collections.abc import Callable
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from repro import report
 from repro.display import Display
 from repro.errors import BadInputError, ExitCode, RefusedError
 from repro.project import Project, cache_folder, ignored_folder, user_name
+
+if TYPE_CHECKING:
+    from repro.engine import ImageFacts
+    from repro.predecessor import Explanation
+    from repro.spec import ImageSpec
 
 OVERRIDES = "Hydra overrides, such as image=debian"
 Verb = Callable[[argparse.Namespace, Display], int]
@@ -35,6 +40,7 @@ def register(add: Add) -> None:
     mode = command.add_mutually_exclusive_group()
     mode.add_argument("--if-changed", action="store_true", help="do nothing when the image is there")
     mode.add_argument("--check", action="store_true", help="only answer: exit 0 up to date, 1 out of date")
+    mode.add_argument("--explain", action="store_true", help="the same answer, and what changed since which image")
     command.add_argument("--no-cache", action="store_true", help="build every step again")
     command.add_argument("--pull", action="store_true", help="ask the registry for a newer base first")
     command.add_argument("-v", "--verbose", action="store_true", help="stream the build's output")
@@ -57,13 +63,12 @@ def rebuild(args: argparse.Namespace, display: Display) -> int:
     spec, stale = lockfile.read_spec(project, wanted, build)
     if stale:
         display.notice(f"repro.lock is stale and does not count: {stale[0]}; `repro lock` resolves anew")
-    if args.check or args.if_changed:
+    if args.check or args.explain or args.if_changed:
         present = image.present(spec, glance)
-        if present or args.check:
-            answer = {"tag": spec.tag, "spec": spec.digest, "present": bool(present)}
-            state = "up to date" if present else "out of date: `repro rebuild` builds it"
-            print(report.as_json(answer) if args.json else f"{spec.tag}  {state}")
+        if present or not args.if_changed:
+            print(_answer(args, project, spec, present))
             return ExitCode.OK if present else ExitCode.NO
+        display.line(f"because  {_explained(project, spec, None).first()}")
     with display.step("image") as step:
         log = ignored_folder(project.scratch) / "logs" / f"build-{spec.digest[:16]}.log"
         gather = partial(assembly.gather, spec, build, project.root, cache_folder(), step.say, progress=display.live)
@@ -78,6 +83,29 @@ def rebuild(args: argparse.Namespace, display: Display) -> int:
     else:
         print("  ".join([made.tag, report.short(made.id), *([floating.text(open_pieces)] if open_pieces else [])]))
     return ExitCode.OK
+
+
+def _answer(args: argparse.Namespace, project: Project, spec: ImageSpec, present: ImageFacts | None) -> str:
+    """Whether the image is there; where it is asked for, what changed."""
+    state = "up to date" if present else "out of date: `repro rebuild` builds it"
+    if not (args.json or args.explain):
+        return f"{spec.tag}  {state}"
+    explanation = _explained(project, spec, present)
+    if not args.json:
+        return "\n".join([f"{spec.tag}  {state}", *explanation.lines(datetime.now(timezone.utc))])
+    known = {"tag": spec.tag, "spec": spec.digest, "present": bool(present)}
+    return report.as_json({**known, "since": explanation.since, "changes": explanation.changes})
+
+
+def _explained(project: Project, spec: ImageSpec, present: ImageFacts | None) -> Explanation:
+    from repro import lockfile, predecessor
+    from repro.engine import connect
+
+    lock = lockfile.read(project.lock)
+    locked = lock.images.get(spec.variant)
+    if present and (locked is None or locked.spec == spec.digest):  # no engine has to be asked once more
+        return predecessor.itself(spec, present)
+    return predecessor.explained(spec, connect(), lock)
 
 
 def images(args: argparse.Namespace, _display: Display) -> int:
