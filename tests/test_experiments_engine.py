@@ -41,7 +41,7 @@ def test_mlflow_shows_a_run_with_its_image_commit_parameters_and_metrics(lab: Pr
     head = commit(lab.root)
     done = repro("run", "experiment=toy", "tracking.wait=60")
     assert done.returncode == 0, done.stderr
-    record, _folder = latest(lab)
+    record, folder = latest(lab)
     run = mlflow_run(lab, record)
     assert run.info.status == "FINISHED"
     tags = run.data.tags
@@ -64,6 +64,10 @@ def test_mlflow_shows_a_run_with_its_image_commit_parameters_and_metrics(lab: Pr
     assert {"outputs", "config.yaml", "record.json", "logs", "inputs"} <= names
     inputs = {item.path for item in client(lab).list_artifacts(run.info.run_id, "inputs/docker")}
     assert inputs == {"inputs/docker/Dockerfile", "inputs/docker/requirements.txt"}
+    document = (folder.inputs / "image-inputs.json").read_text()
+    assert json.loads(document)["spec"] == record.planned.image.spec
+    sizes = {item.path: item.file_size for item in client(lab).list_artifacts(run.info.run_id, "inputs")}
+    assert sizes["inputs/image-inputs.json"] == len(document)
     assert record.planned.run in repro("show", run.info.run_id[:12]).stdout
 
 

@@ -69,10 +69,14 @@ def without_secrets(text: str, dockerfile: bool) -> str:
 
     Requirements are without their hashes, too: they say nothing that the version does not.
     """
-    text = USER_OF_URL.sub("***@", text)
-    if not dockerfile:
-        return HASHES.sub("--hash=...", text)
-    return "\n".join(map(_without_assigned, text.split("\n")))
+    if dockerfile:
+        return "\n".join(map(_without_assigned, without_users(text).split("\n")))
+    return HASHES.sub("--hash=...", without_users(text))
+
+
+def without_users(text: str) -> str:
+    """A text without the users and passwords of its URLs, as a record may have it."""
+    return USER_OF_URL.sub("***@", text)
 
 
 def _without_assigned(line: str) -> str:

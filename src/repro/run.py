@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from repro import assembly, config, floating, housekeeping, image, journal, lockfile, report, runner, source
+from repro import assembly, config, floating, housekeeping, image, inputs, journal, lockfile, report, runner, source
 from repro import plan as planning
 from repro.display import Display, guarded
 from repro.engine import Engine, EngineFacts, connect
@@ -228,9 +228,10 @@ class Session:
         experiment = composed.experiment
         snapshot, code_folder, diff = self.code
         spec, made = self.image(experiment.image, experiment.build)
-        inputs = spec.recipe()
+        texts = {path: inputs.without_users(text) for path, text in spec.recipe().items()}
+        texts[inputs.FILE] = inputs.document(inputs.of_spec(spec))
         if self.project.lock.is_file():
-            inputs[self.project.lock.name] = self.project.lock.read_text(encoding="utf-8", errors="replace")
+            texts[self.project.lock.name] = self.project.lock.read_text(encoding="utf-8", errors="replace")
         facts = self.engine.image(made.id) if made.id else None
         open_pieces = floating.pieces(spec, made.base_resolved or None)
         if open_pieces and made.id:
@@ -251,7 +252,7 @@ class Session:
                 floating=open_pieces,
             ),
             image_env=facts.env if facts else (),
-            inputs=inputs,
+            inputs=texts,
             notices=(floating.text(open_pieces),) if open_pieces else (),
             data=self.data(experiment),
             engine=self.facts,
