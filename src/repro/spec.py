@@ -78,7 +78,7 @@ class ImageSpec(Value, frozen=True, kw_only=True):
             files=context.read(root, config.dockerfile, config.requirements, config.context),
             build_args=config.build_args,
             target=config.target,
-            platform=config.platform,
+            platform=one_platform(config.platform),
             network=None if build.network == "default" else build.network,
         )
         check_base(spec)
@@ -156,6 +156,18 @@ class ImageSpec(Value, frozen=True, kw_only=True):
         """Whether the Dockerfile takes something from the folder of what the host gives to a build."""
         copies = dockerfile.local_copies(self.dockerfile_text, self.arguments(self.base), self.target)
         return any(context.of_host(source) for copy in copies for source in copy.sources)
+
+
+def one_platform(written: str) -> str:
+    """The one spelling of a platform, as engines understand it: linux/arm64 for Linux/aarch64/v8."""
+    system, _, machine = written.strip().lower().partition("/")
+    machine, _, version = machine.partition("/")
+    machine = {"x86_64": "amd64", "x86-64": "amd64", "aarch64": "arm64", "i386": "386"}.get(machine, machine)
+    if (machine, version) == ("arm", ""):
+        version = "v7"
+    elif (machine, version) in (("arm64", "v8"), ("amd64", "v1")):
+        version = ""
+    return "/".join(filter(None, (system, machine, version)))
 
 
 def check_base(spec: ImageSpec) -> None:
