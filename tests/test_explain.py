@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from repro import explain, inputs
@@ -144,6 +145,32 @@ def test_a_long_line_is_cut_for_people_and_whole_for_programs() -> None:
     (change,) = explain.changes(made("RUN a\n"), made(f"RUN {'b' * 500}\n"))
     assert change.after == f"RUN {'b' * 500}"
     assert change.text == f"{FILE}:1  RUN a -> RUN {'b' * 93}..."
+
+
+PYTHON = {"libc": "glibc 2.36", "python": "3.11.2", "sha256": "1" * 64}
+
+
+@pytest.mark.parametrize(
+    ("packages", "locked", "lines"),
+    [
+        (PYTHON, {"numpy": "1", "scipy": "1"}, []),
+        (PYTHON | {"sha256": "2" * 64}, {"numpy": "2", "scipy": "1"}, ["repro.lock  numpy 1 -> 2"]),
+        (PYTHON | {"sha256": "2" * 64}, {"numpy": "1"}, ["repro.lock  scipy removed 1"]),
+        (PYTHON | {"python": "3.12.1"}, {"numpy": "1", "scipy": "1"}, ["repro.lock  python 3.11.2 -> 3.12.1"]),
+        (
+            PYTHON | {"sha256": "2" * 64},
+            {"numpy": "1", "scipy": "1"},
+            [f"repro.lock  sha256:{'1' * 12} -> sha256:{'2' * 12}"],
+        ),
+        (None, {}, ["repro.lock  packages removed 2 pinned"]),  # the lock is stale: it does not count
+    ],
+)
+def test_of_the_lock_s_packages_each_is_told(
+    packages: dict[str, str] | None, locked: dict[str, str], lines: list[str]
+) -> None:
+    before = msgspec.structs.replace(made(packages=PYTHON), packages={"numpy": "1", "scipy": "1"})
+    after = msgspec.structs.replace(made(packages=packages), packages=locked)
+    assert told(before, after) == lines
 
 
 def test_causes_come_first() -> None:

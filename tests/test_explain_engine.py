@@ -135,6 +135,27 @@ def test_an_image_that_lost_its_label_is_said_to_be_silent(
     assert "is another one, and it does not say" in repro("rebuild", "--if-changed").stderr
 
 
+def test_another_base_of_the_lock_is_told_although_the_hash_is_the_same(
+    lab: Project, named: str, repro: Repro, engine: Engine, debian_base: str
+) -> None:
+    """An id is no part of the hash: it names an image that no registry has."""
+    (lab.docker / "requirements.txt").write_text("")
+    repro("rebuild")
+    before = engine.image(debian_base)
+    recipe = f"FROM {debian_base}\nLABEL test={named}\n"
+    command = ["docker", "build", "-qt", f"{named}:other", "-"]
+    subprocess.run(command, input=recipe.encode(), check=True, capture_output=True)
+    other = engine.image(f"{named}:other")
+    assert before is not None
+    assert other is not None
+    resolved = f"""[resolved.tensorflow]\nas_of = "2026-01-01T00:00:00Z"\nplatform = "linux/amd64"
+[resolved.tensorflow.images]\n"{debian_base}" = "{other.id}"\n"""
+    edit(lab, "repro.lock", "[image.tensorflow]", resolved + "\n[image.tensorflow]")
+    told = repro("rebuild", "--explain")
+    assert told.returncode == 1
+    assert told.stdout.splitlines()[2:] == [f"  repro.lock  {debian_base} {before.id[:19]} -> {other.id[:19]}"]
+
+
 def test_an_explanation_builds_nothing(lab: Project, named: str, repro: Repro, engine: Engine) -> None:
     repro("rebuild", "--explain")
     assert engine.client.api.images(named) == []

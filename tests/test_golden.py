@@ -17,7 +17,8 @@ from omegaconf import OmegaConf
 from repro import dockerfile
 from repro.errors import BadInputError
 from repro.experiment import BuildConfig, ImageConfig
-from repro.image import ImageSpec
+from repro.pylock import Target
+from repro.spec import ImageSpec, LockedPackages
 
 CASES = sorted((Path(__file__).parent / "golden").glob("*.yaml"))
 
@@ -47,7 +48,16 @@ def spec(case: dict[str, Any], root: Path) -> ImageSpec:
     network = given.pop("network", None)
     build = msgspec.convert({"network": network, **case.get("build", {})}, BuildConfig)
     read = ImageSpec.read(msgspec.convert({"variant": "golden", **given}, ImageConfig), root, build)
-    return msgspec.structs.replace(read, pins=case.get("pins", {}))
+    return msgspec.structs.replace(read, pins=case.get("pins", {}), packages=locked(case, read.platform))
+
+
+def locked(case: dict[str, Any], platform: str) -> LockedPackages | None:
+    """The packages that a lock pins in a case."""
+    given = case.get("packages")
+    if given is None:
+        return None
+    target = Target(python=given["python"], platform=platform, libc=given["libc"])
+    return LockedPackages(name="pylock.golden.toml", content=given["text"].encode(), target=target)
 
 
 def expected(spec: ImageSpec) -> dict[str, Any]:

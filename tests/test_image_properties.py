@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from repro import context
 from repro.errors import BadInputError
 from repro.experiment import BaseRecipe, BuildConfig, ImageConfig, SecretSource
-from repro.image import ImageSpec
+from repro.pylock import Target
+from repro.spec import ImageSpec, LockedPackages
 from tests.conftest import commit
 
 RECIPE = BaseRecipe(suite="bookworm", packages=("python3",), source_date_epoch=1)
@@ -42,6 +43,11 @@ PATHS = st.lists(NAMES, min_size=1, max_size=3).map("/".join)
 TREES = st.dictionaries(PATHS, st.tuples(st.binary(max_size=5), st.booleans()), min_size=2, max_size=5)
 
 
+def locked(content: bytes = b"1", python: str = "3.11.2", libc: str = "glibc 2.36") -> LockedPackages:
+    target = Target(python=python, platform="linux/amd64", libc=libc)
+    return LockedPackages(name="pylock.v.toml", content=content, target=target)
+
+
 class Checkout:
     """A project with its configuration, and what is done to it."""
 
@@ -50,6 +56,8 @@ class Checkout:
         self.config = ImageConfig(variant="v", base="debian:12", context=("ctx",), build_args=build_args, target="two")
         self.build = BuildConfig(network="host")
         self.pins = {"debian:12": "debian@sha256:1"}
+        self.packages = locked()
+        self.expected: dict[str, str] = {}
         (root / "docker").mkdir(parents=True)
         (root / "docker" / "Dockerfile").write_text(DOCKERFILE)
         (root / "docker" / "requirements.txt").write_text("numpy==1\n-r more.txt\n")
@@ -62,7 +70,8 @@ class Checkout:
             file.chmod(0o755 if executable else 0o644)
 
     def spec(self) -> ImageSpec:
-        return msgspec.structs.replace(ImageSpec.read(self.config, self.root, self.build), pins=self.pins)
+        read = ImageSpec.read(self.config, self.root, self.build)
+        return msgspec.structs.replace(read, pins=self.pins, packages=self.packages, expected=self.expected)
 
     def identity(self) -> tuple[str, bytes]:
         """The hash, and what a builder gets."""
@@ -119,6 +128,9 @@ INPUTS: dict[str, Callable[[Checkout, Path], object]] = {
     ),
     "network": lambda there, _: setattr(there, "build", BuildConfig(network="none")),
     "pins": lambda there, _: setattr(there, "pins", {"debian:12": "debian@sha256:2"}),
+    "packages": lambda there, _: setattr(there, "packages", locked(content=b"2")),
+    "Python of the packages": lambda there, _: setattr(there, "packages", locked(python="3.12.0")),
+    "libc of the packages": lambda there, _: setattr(there, "packages", locked(libc="musl 1.2")),
     **{field: lambda there, _, to=to, field=field: there.reconfigure(**{field: to}) for field, to in FIELDS.items()},
 }
 
@@ -204,6 +216,7 @@ OTHERS: dict[str, Callable[[Checkout], object]] = {
     "empty folders": lambda there: (there.root / "ctx" / "nothing").mkdir(exist_ok=True),
     "secrets": lambda there: keep_secret(there, "1"),
     "other secrets": lambda there: (keep_secret(there, "1"), keep_secret(there, "2")),
+    "ids of bases that no registry has": lambda there: there.expected.update({"debian:12": "sha256:1"}),
     "spelling": spell,
     "order": lambda there: there.reconfigure(build_args=dict(reversed(there.config.build_args.items()))),
     "names": lambda there: there.reconfigure(name="team/other", variant="w", registry="registry.example.com"),

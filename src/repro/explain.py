@@ -14,7 +14,7 @@ from repro.inputs import Inputs, aligned
 
 WIDTH = 100  # of a value in a line for people
 DIGEST = re.compile(r"(sha256:[0-9a-f]{12})[0-9a-f]{52}")  # people compare the first digits
-SHOWN_APART = {"base", "bootstrap", "pins", "build_args", "files"}  # the rest of a manifest comes last
+SHOWN_APART = {"base", "bootstrap", "pins", "packages", "build_args", "files"}  # the rest of a manifest comes last
 ELSEWHERE = {"network": "build.network", "schema": "schema"}  # all others are keys of the group `image`
 
 
@@ -44,7 +44,7 @@ class Change(Value, frozen=True, kw_only=True):
 
 
 def changes(before: Inputs, after: Inputs) -> tuple[Change, ...]:
-    """What changed, causes first: base, pins, Dockerfile, requirements, build arguments, files, the rest."""
+    """What changed, causes first: base, pins, Dockerfile, requirements, packages, build arguments, files, the rest."""
     return tuple(_changes(before, after))
 
 
@@ -61,6 +61,7 @@ def _changes(before: Inputs, after: Inputs) -> Iterator[Change]:
     for path in told:
         if old[path] != new[path]:
             yield from _text(path, before, after)
+    yield from _packages(before, after)
     yield from _members("image.build_args", was.get("build_args"), now.get("build_args"))
     for path in sorted({*old, *new} - {*told}):
         yield from _file(path, old.get(path), new.get(path))
@@ -81,6 +82,19 @@ def _members(name: str, was: Mapping[str, Any] | None, now: Mapping[str, Any] | 
     for key in sorted({*was, *now}):
         if was.get(key) != now.get(key):
             yield Change(input=name, what=key, before=_shown(was.get(key)), after=_shown(now.get(key)))
+
+
+def _packages(before: Inputs, after: Inputs) -> Iterator[Change]:
+    """What repro.lock pins: each package, and for which Python; where one side has no such lock, that alone."""
+    was, now = (dict(each.manifest.get("packages") or {}) for each in (before, after))
+    if was and now:
+        found = [*_members("repro.lock", before.packages, after.packages)]
+        digests = [{"sha256": each.pop("sha256", "")} for each in (was, now)]
+        found += _members("repro.lock", was, now)
+        yield from found or _value("repro.lock", *digests)
+    elif was or now:
+        counts = [f"{len(each.packages)} pinned" if has else None for each, has in ((before, was), (after, now))]
+        yield Change(input="repro.lock", what="packages", before=counts[0], after=counts[1])
 
 
 def _file(path: str, was: dict[str, Any] | None, now: dict[str, Any] | None) -> Iterator[Change]:

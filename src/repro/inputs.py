@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from repro import assembly
 from repro.experiment import Value
 from repro.spec import ImageSpec
 
@@ -37,11 +38,15 @@ class Inputs(Value, frozen=True, kw_only=True):
 
     spec: str  # the spec hash
     manifest: dict[str, Any]  # the canonical form, with digests for values that may be secret or are long
-    texts: dict[str, str]  # the Dockerfile and the requirements by path, without what is secret or long in them
+    # the Dockerfile and the requirements by path, without what is secret or long in them
+    texts: dict[str, str] = msgspec.field(default_factory=dict)
+    packages: dict[str, str] = msgspec.field(default_factory=dict)  # that repro.lock pins: name -> version, or file
 
     @classmethod
-    def of(cls, spec: str, manifest: Mapping[str, Any], texts: Mapping[str, str]) -> Inputs:
-        """The inputs of a spec that are fit to be seen."""
+    def of(
+        cls, spec: str, manifest: Mapping[str, Any], texts: Mapping[str, str], packages: Mapping[str, str] | None = None
+    ) -> Inputs:
+        """Of all these, what is fit to be seen."""
         arguments = {
             key: {"sha256": sha256(value.encode())} if is_secret(key, value) or len(value) > VALUE_LIMIT else value
             for key, value in manifest.get("build_args", {}).items()
@@ -51,12 +56,14 @@ class Inputs(Value, frozen=True, kw_only=True):
             spec=spec,
             manifest={**manifest, **({"build_args": arguments} if arguments else {})},
             texts={path: text for path, text in shown.items() if len(text.encode()) <= TEXT_LIMIT},
+            packages=dict(packages or {}),
         )
 
 
 def of_spec(spec: ImageSpec) -> Inputs:
     """The inputs of a spec."""
-    return Inputs.of(spec.digest, spec.manifest(), spec.recipe())
+    packages = {package.name: package.version or package.file for package in assembly.locked(spec)}
+    return Inputs.of(spec.digest, spec.manifest(), spec.recipe(), packages)
 
 
 def is_secret(name: str, value: str) -> bool:
@@ -119,7 +126,7 @@ def read(text: str) -> Inputs | None:
             text = zlib.decompressobj().decompress(packed, UNPACKED_LIMIT).decode()
         found = msgspec.json.decode(text)
         if "manifest" not in found:  # of the time when the label was the canonical form itself
-            found = {"spec": sha256(text.encode()), "manifest": found, "texts": {}}
+            found = {"spec": sha256(text.encode()), "manifest": found}
         elif found.pop("form") != FORM:
             return None
         return msgspec.convert(found, Inputs)
@@ -128,7 +135,8 @@ def read(text: str) -> Inputs | None:
 
 
 def _encoded(inputs: Inputs) -> bytes:
-    return canonical({"form": FORM, **msgspec.structs.asdict(inputs)})
+    members = msgspec.structs.asdict(inputs)
+    return canonical({"form": FORM, **{name: member for name, member in members.items() if member != {}}})
 
 
 def _packed(inputs: Inputs) -> str:
