@@ -187,6 +187,24 @@ def bench_live(root: Path, rounds: int) -> list[str]:
     return ["A point that an experiment logs", limit("until MLflow's API gives it back", seen, 1.0), row("all", seen)]
 
 
+def in_process(rounds: int) -> list[float]:
+    """What `--if-changed` does inside the process, for the image of this repository: read, hash, ask the engine."""
+    from repro import config, image, lockfile
+    from repro.engine import glance
+    from repro.project import Project
+
+    project = Project.find(Path(__file__).parent)
+    wanted, build = config.compose_image(project, ["image=debian"])
+
+    def look() -> float:
+        begun = time.perf_counter()
+        spec, _stale = lockfile.read_spec(project, wanted, build)
+        image.present(spec, glance)
+        return time.perf_counter() - begun
+
+    return [look() for _ in range(rounds)]
+
+
 def bench_rebuild(root: Path, rounds: int) -> list[str]:
     repro = [str(BIN / "repro"), "rebuild", "--if-changed"]
     call(repro, root)
@@ -210,6 +228,7 @@ def bench_rebuild(root: Path, rounds: int) -> list[str]:
         ratio("repro / docker build", times["repro"], times["docker"], 3.0),
         row("repro, with a 1 GB file in the project", large),
         ratio("with / without the file", large, times["repro"], 1.25),
+        limit("hash and presence, in process", in_process(rounds), 0.02),
     ]
 
 

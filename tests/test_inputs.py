@@ -173,7 +173,7 @@ def test_a_folder_s_digest_differs_exactly_where_its_files_do(
     one: dict[str, object], other: dict[str, object], folder: str
 ) -> None:
     """However one of the two lists was summarised."""
-    coarse = inputs.folded(one, folder, keep=())
+    coarse = inputs.folded(one, [folder], keep=())
     left, right = inputs.aligned(coarse, other)
     prefix = "" if folder == "./" else folder
 
@@ -192,8 +192,8 @@ def test_a_folder_s_digest_differs_exactly_where_its_files_do(
 def test_folders_summarised_step_by_step_are_as_if_at_once(files: dict[str, object]) -> None:
     steps = files
     for folder in ("a/b/a/", "a/b/", "b/", "a/", "./"):
-        steps = inputs.folded(steps, folder, keep=())
-    assert steps == inputs.folded(files, "./", keep=())
+        steps = inputs.folded(steps, [folder], keep=())
+    assert steps == inputs.folded(files, ["./"], keep=())
 
 
 def test_inputs_are_a_value_that_json_carries() -> None:

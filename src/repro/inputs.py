@@ -23,6 +23,7 @@ FORM = 1
 FILE = "image-inputs.json"  # among the inputs of a run
 LABEL_LIMIT = 64 << 10  # bytes: one argument of a program holds 128 KiB, a request line of the engine 1 MiB
 TEXT_LIMIT = 32 << 10  # bytes; of a longer text there is the digest alone
+ENTRY = 42  # bytes of a label that a file takes at least: nothing compresses its digest
 VALUE_LIMIT = 80  # characters of a build argument; of a longer one there is the digest alone
 UNPACKED_LIMIT = 16 << 20  # bytes: a label of somebody else's image may be anything
 COMPRESSED = "zlib:"
@@ -105,16 +106,15 @@ def document(inputs: Inputs) -> str:
 
 def label(inputs: Inputs) -> str:
     """The inputs as the value of a label: compressed where that is shorter, with less detail where it must be."""
-    text = _packed(inputs)
-    while len(text) > LABEL_LIMIT:
+    while (text := _packed(inputs)) is None:
         files = inputs.manifest["files"]
         fewer = _summarised(files, keep=inputs.texts)
-        if len(fewer) == len(files):
-            break
-        inputs = msgspec.structs.replace(inputs, manifest={**inputs.manifest, "files": fewer})
-        text = _packed(inputs)
-    if len(text) > LABEL_LIMIT:
-        text = _packed(msgspec.structs.replace(inputs, texts={}))
+        if len(fewer) < len(files):
+            inputs = msgspec.structs.replace(inputs, manifest={**inputs.manifest, "files": fewer})
+        elif inputs.texts or inputs.packages:
+            inputs = msgspec.structs.replace(inputs, texts={}, packages={})
+        else:
+            return ""
     return text
 
 
@@ -139,10 +139,14 @@ def _encoded(inputs: Inputs) -> bytes:
     return canonical({"form": FORM, **{name: member for name, member in members.items() if member != {}}})
 
 
-def _packed(inputs: Inputs) -> str:
+def _packed(inputs: Inputs) -> str | None:
+    """The value of a label; None when it would be too long."""
+    if len(inputs.manifest.get("files", ())) > LABEL_LIMIT // ENTRY:  # no need to try
+        return None
     plain = _encoded(inputs)
     packed = COMPRESSED + base64.urlsafe_b64encode(zlib.compress(plain, 9)).decode()
-    return min(packed, plain.decode(), key=len)
+    shorter = min(packed, plain.decode(), key=len)
+    return shorter if len(shorter) <= LABEL_LIMIT else None
 
 
 def canonical(value: Any) -> bytes:
@@ -164,22 +168,20 @@ def aligned(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[dict[str,
 
 
 def _folded_as(files: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
-    folders = [path for path in model if path.endswith("/") and path not in files]
-    for folder in sorted(folders, key=len, reverse=True):
-        files = folded(files, folder, keep=model)
-    return dict(files)
+    return folded(files, {path for path in model if path.endswith("/") and path not in files}, keep=model)
 
 
 def _summarised(files: Mapping[str, Any], keep: Collection[str]) -> dict[str, Any]:
     """The same files with the folders that hold most of them summarised, a quarter at a time; the top comes last."""
     held = Counter(_folder(path) for path in files if path not in keep)
-    enough = len(files) * 3 // 4
-    result = dict(files)
-    for folder, _count in sorted(held.items(), key=lambda each: (each[0] == "./", -each[1], each[0])):
-        if len(result) <= enough:
+    chosen: set[str] = set()
+    fewer = 0
+    for folder, count in sorted(held.items(), key=lambda each: (each[0] == "./", -each[1], each[0])):
+        if fewer > len(files) // 4 or (chosen and folder == "./"):
             break
-        result = folded(result, folder, keep)
-    return result
+        chosen.add(folder)
+        fewer += count - 1
+    return folded(files, chosen, keep)
 
 
 def _folder(path: str) -> str:
@@ -187,17 +189,24 @@ def _folder(path: str) -> str:
     return f"{parent}/" if parent else "./"
 
 
-def folded(files: Mapping[str, Any], folder: str, keep: Collection[str]) -> dict[str, Any]:
-    """The files with one entry for all below `folder`, a digest of the tree; those in `keep` stay as they are."""
-    prefix = "" if folder == "./" else folder
-    inside = {path.removeprefix(prefix): entry for path, entry in files.items() if _is_in(prefix, path, keep)}
-    if not inside:
-        return dict(files)
-    return {**{path: entry for path, entry in files.items() if not _is_in(prefix, path, keep)}, folder: _tree(inside)}
+def folded(files: Mapping[str, Any], folders: Collection[str], keep: Collection[str]) -> dict[str, Any]:
+    """The files with one entry for all below each of `folders`, a digest of the tree; those in `keep` stay."""
+    inside: dict[str, dict[str, Any]] = {}
+    result = {}
+    for path, entry in files.items():
+        folder = None if path in keep else _outermost(path, folders)
+        if folder is None:
+            result[path] = entry
+        else:
+            inside.setdefault(folder, {})[path.removeprefix(folder)] = entry
+    return result | {folder: _tree(below) for folder, below in inside.items()}
 
 
-def _is_in(prefix: str, path: str, keep: Collection[str]) -> bool:
-    return path.startswith(prefix) and path not in keep
+def _outermost(path: str, folders: Collection[str]) -> str | None:
+    if "./" in folders:
+        return "./"
+    ends = (at for at, letter in enumerate(path[:-1]) if letter == "/")
+    return next((path[: at + 1] for at in ends if path[: at + 1] in folders), None)
 
 
 def _tree(files: Mapping[str, Any]) -> dict[str, Any]:
