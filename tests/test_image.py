@@ -74,7 +74,7 @@ def test_the_hash_is_a_contract(root: Path) -> None:
 
 
 def test_the_hash_can_be_computed_by_anybody_from_the_documented_form(root: Path) -> None:
-    """As docs/images.md describes it, with the standard library alone."""
+    """As docs/image-identity.md describes it, with the standard library alone."""
 
     def sha256(name: str) -> str:
         return hashlib.sha256((root / name).read_bytes()).hexdigest()

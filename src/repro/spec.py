@@ -1,6 +1,6 @@
 """ImageSpec: everything that decides an image, as one value with one hash; pure, but for reading the files.
 
-docs/images.md says what the hash is made of, and why.
+docs/image-identity.md says what the hash is made of, and why.
 """
 
 from __future__ import annotations
