@@ -121,7 +121,7 @@ def test_an_image_carries_its_spec_its_manifest_and_its_base(any_builder: str, r
         seconds=made.seconds,
     )
     assert found.labels["repro.spec"] == spec.digest
-    assert inputs.read(found.labels["repro.manifest"]) == spec.inputs()
+    assert inputs.read(found.labels["repro.manifest"]) == inputs.of_spec(spec)
     assert found.labels["repro.base"] == started_from.id
     assert tags(engine, recipe.name) == [spec.tag]
 
@@ -141,10 +141,10 @@ def test_an_image_of_very_many_files_carries_what_it_was_made_from(
     assert 48 << 10 < len(found.labels["repro.manifest"]) <= inputs.LABEL_LIMIT
     then = inputs.read(found.labels["repro.manifest"])
     assert then is not None
-    assert explain.changes(then, spec.inputs()) == ()
+    assert explain.changes(then, inputs.of_spec(spec)) == ()
     (recipe.root / "tools" / "d0" / "file0.txt").unlink()
-    now = recipe.spec("RUN false\n", context=("tools",)).inputs()
-    told = [change.text for change in explain.changes(then, now)]
+    now = recipe.spec("RUN false\n", context=("tools",))
+    told = [change.text for change in explain.changes(then, inputs.of_spec(now))]
     assert told[0] == "docker/Dockerfile:3  RUN true -> RUN false"
     assert [line.partition("  ")[0] for line in told[1:]] == ["tools/d0/"]
 
