@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from repro import inputs
+from repro.experiment import ImageConfig
 from repro.inputs import Inputs
+from repro.pylock import Target
+from repro.spec import ImageSpec, LockedPackages
 
 DOCKERFILE = "docker/Dockerfile"
 MANIFEST = {
@@ -126,6 +131,25 @@ def test_requirements_are_shown_without_users_and_hashes_line_for_line() -> None
 def test_a_long_text_is_left_to_its_digest() -> None:
     assert made("x" * inputs.TEXT_LIMIT).texts != {}
     assert made("x" * (inputs.TEXT_LIMIT + 1)).texts == {}
+
+
+def test_of_the_lock_each_package_is_there_by_name_and_version(tmp_path: Path) -> None:
+    (tmp_path / "Dockerfile").write_text("ARG BASE_IMAGE\nFROM ${BASE_IMAGE}\n")
+    wanted = ImageConfig(variant="v", base="debian:12", dockerfile="Dockerfile", requirements=None)
+    content = (
+        b'[[packages]]\nname = "numpy"\nversion = "2.4.6"\n[[packages]]\nname = "ours"\narchive = {path = "a.whl"}\n'
+    )
+    target = Target(python="3.11.2", platform="linux/amd64", libc="glibc 2.36")
+    spec = ImageSpec.read(wanted, tmp_path)
+    assert inputs.of_spec(spec).packages == {}
+    for text, packages in (
+        (content, {"numpy": "2.4.6", "ours": "a file"}),
+        (b"]", {}),
+        (b"", {}),
+        (b"packages = 1", {}),
+    ):
+        locked = LockedPackages(name="pylock.toml", content=text, target=target)
+        assert inputs.of_spec(msgspec.structs.replace(spec, packages=locked)).packages == packages
 
 
 # many files -------------------------------------------------------------------------------------------------------

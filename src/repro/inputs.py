@@ -15,7 +15,6 @@ from typing import Any
 
 import msgspec
 
-from repro import assembly
 from repro.experiment import Value
 from repro.spec import ImageSpec
 
@@ -41,7 +40,7 @@ class Inputs(Value, frozen=True, kw_only=True):
     manifest: dict[str, Any]  # the canonical form, with digests for values that may be secret or are long
     # the Dockerfile and the requirements by path, without what is secret or long in them
     texts: dict[str, str] = msgspec.field(default_factory=dict)
-    packages: dict[str, str] = msgspec.field(default_factory=dict)  # that repro.lock pins: name -> version, or file
+    packages: dict[str, str] = msgspec.field(default_factory=dict)  # that repro.lock pins: name -> version
 
     @classmethod
     def of(
@@ -63,8 +62,18 @@ class Inputs(Value, frozen=True, kw_only=True):
 
 def of_spec(spec: ImageSpec) -> Inputs:
     """The inputs of a spec."""
-    packages = {package.name: package.version or package.file for package in assembly.locked(spec)}
-    return Inputs.of(spec.digest, spec.manifest(), spec.recipe(), packages)
+    return Inputs.of(spec.digest, spec.manifest(), spec.recipe(), _pinned(spec))
+
+
+def _pinned(spec: ImageSpec) -> dict[str, str]:
+    """Name -> version of the packages that the lock pins. It is for one target, so that nothing has to be selected."""
+    if spec.packages is None:
+        return {}
+    try:
+        packages = msgspec.toml.decode(spec.packages.content)["packages"]
+        return {each["name"]: each.get("version", "a file") for each in packages}
+    except (msgspec.MsgspecError, KeyError, TypeError):  # whoever installs it says so in better words
+        return {}
 
 
 def is_secret(name: str, value: str) -> bool:
