@@ -173,6 +173,16 @@ def test_a_label_of_very_many_files_is_bounded_and_has_digests_of_folders(folder
     assert any(path.endswith("/") for path in found.manifest["files"])
 
 
+def test_a_summary_of_a_folder_leaves_the_recipe_in_it_alone() -> None:
+    beside = {f"docker/{number}": {"sha256": inputs.sha256(b"%d" % number)} for number in range(5000)}
+    found = inputs.read(inputs.label(made(files={**MANIFEST["files"], **beside})))  # type: ignore[dict-item]
+    assert found is not None
+    assert found.manifest["files"].keys() == {DOCKERFILE, "docker/"}
+    assert found.manifest["files"]["docker/"]["files"] == 5000
+    left, right = inputs.aligned(found.manifest["files"], {**MANIFEST["files"], **beside})  # type: ignore[dict-item]
+    assert left == right
+
+
 def test_texts_go_last_from_a_label_that_is_too_large() -> None:
     import random
 
