@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from repro import inputs
-from repro.experiment import ImageConfig
+from repro import explain, inputs
+from repro.experiment import BaseRecipe, ImageConfig
 from repro.inputs import Inputs
 from repro.pylock import Target
 from repro.spec import ImageSpec, LockedPackages
@@ -43,6 +43,17 @@ def test_inputs_survive_both_forms() -> None:
     wanted = made()
     assert inputs.read(inputs.label(wanted)) == wanted
     assert inputs.read(inputs.document(wanted)) == wanted
+
+
+def test_inputs_that_were_read_again_are_the_same(tmp_path: Path) -> None:
+    (tmp_path / "Dockerfile").write_text("ARG BASE_IMAGE\nFROM ${BASE_IMAGE}\n")
+    recipe = BaseRecipe(suite="bookworm", packages=("python3",), source_date_epoch=1)
+    wanted = ImageConfig(variant="v", base="x", bootstrap=recipe, dockerfile="Dockerfile", requirements=None)
+    found = inputs.of_spec(ImageSpec.read(wanted, tmp_path))
+    again = inputs.read(inputs.label(found))
+    assert again == found
+    assert again is not None
+    assert explain.changes(again, found) == ()
 
 
 def test_a_label_is_compressed_only_where_that_is_shorter() -> None:

@@ -93,7 +93,9 @@ def _packages(before: Inputs, after: Inputs) -> Iterator[Change]:
         found += _members("repro.lock", was, now)
         yield from found or _value("repro.lock", *digests)
     elif was or now:
-        counts = [f"{len(each.packages)} pinned" if has else None for each, has in ((before, was), (after, now))]
+        counts = [
+            f"{len(each.packages)} pinned" if has else "not pinned" for each, has in ((before, was), (after, now))
+        ]
         yield Change(input="repro.lock", what="packages", before=counts[0], after=counts[1])
 
 

@@ -52,9 +52,10 @@ class Inputs(Value, frozen=True, kw_only=True):
             for key, value in manifest.get("build_args", {}).items()
         }
         shown = {path: without_secrets(text, path == manifest["dockerfile"]) for path, text in texts.items()}
+        seen = {**manifest, **({"build_args": arguments} if arguments else {})}
         return cls(
             spec=spec,
-            manifest={**manifest, **({"build_args": arguments} if arguments else {})},
+            manifest=msgspec.json.decode(canonical(seen)),  # as it will be read again: lists for tuples
             texts={path: text for path, text in shown.items() if len(text.encode()) <= TEXT_LIMIT},
             packages=dict(packages or {}),
         )
