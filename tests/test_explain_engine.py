@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 
@@ -69,6 +70,22 @@ def test_the_line_that_changed_is_named_before_anything_is_built(lab: Project, n
     assert f", and 2 more changes, since {tag}\n" in built.stderr
     for said in (changed.stdout, changed.stderr, built.stdout, built.stderr):
         assert "hunter" not in said
+
+
+IMPORTED = """
+import sys
+from repro.cli import main
+code = main(sys.argv[1:])
+print(code, *({"docker", "requests", "mlflow", "repro.explain"} & sys.modules.keys()))
+"""
+
+
+@pytest.mark.parametrize("flag", ["--check", "--if-changed"])
+def test_a_look_imports_nothing_slow(lab: Project, named: str, repro: Repro, flag: str) -> None:
+    assert repro("rebuild").returncode == 0
+    command = [sys.executable, "-c", IMPORTED, "rebuild", flag]
+    looked = subprocess.run(command, cwd=lab.root, check=True, capture_output=True, text=True)
+    assert looked.stdout.splitlines()[1:] == ["0"]
 
 
 def test_programs_get_the_same_from_check_and_explain(lab: Project, named: str, repro: Repro) -> None:

@@ -19,6 +19,7 @@ from repro.errors import BadInputError
 from repro.experiment import BuildConfig, ImageConfig
 from repro.pylock import Target
 from repro.spec import ImageSpec, LockedPackages
+from tests import golden_reference
 
 CASES = sorted((Path(__file__).parent / "golden").glob("*.yaml"))
 
@@ -43,8 +44,7 @@ def write(root: Path, files: dict[str, Any]) -> None:
 
 def spec(case: dict[str, Any], root: Path) -> ImageSpec:
     """What this implementation makes of a case."""
-    given = OmegaConf.to_container(OmegaConf.create(case["config"]), resolve=True)
-    assert isinstance(given, dict)
+    given = resolved(case)
     network = given.pop("network", None)
     build = msgspec.convert({"network": network, **case.get("build", {})}, BuildConfig)
     read = ImageSpec.read(msgspec.convert({"variant": "golden", **given}, ImageConfig), root, build)
@@ -70,6 +70,13 @@ def expected(spec: ImageSpec) -> dict[str, Any]:
     }
 
 
+def resolved(case: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of a case, with what it takes from the environment."""
+    found = OmegaConf.to_container(OmegaConf.create(case["config"]), resolve=True)
+    assert isinstance(found, dict)
+    return {str(name): value for name, value in found.items()}
+
+
 def named(paths: Iterable[Path]) -> Any:
     return pytest.mark.parametrize("path", paths, ids=lambda path: path.stem)
 
@@ -83,6 +90,16 @@ def test_files_and_configuration_give_the_canonical_form_and_the_hash(
         monkeypatch.setenv(name, value)
     write(tmp_path, case["files"])
     assert expected(spec(case, tmp_path)) == case["expected"]
+
+
+@named(path for path in CASES if not path.stem.startswith("refused-"))
+def test_the_page_alone_is_enough_to_compute_them(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = load(path)
+    for name, value in case.get("environment", {}).items():
+        monkeypatch.setenv(name, value)
+    write(tmp_path, case["files"])
+    found = golden_reference.canonical(resolved(case), tmp_path, case.get("pins", {}), case.get("packages"))
+    assert found == case["expected"]["canonical"]
 
 
 @named(path for path in CASES if path.stem.startswith("refused-"))

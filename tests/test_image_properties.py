@@ -22,6 +22,7 @@ from repro.errors import BadInputError
 from repro.experiment import BaseRecipe, BuildConfig, ImageConfig, SecretSource
 from repro.pylock import Target
 from repro.spec import ImageSpec, LockedPackages
+from tests import golden_reference
 from tests.conftest import commit
 
 RECIPE = BaseRecipe(suite="bookworm", packages=("python3",), source_date_epoch=1)
@@ -146,6 +147,18 @@ def test_changing_an_input_changes_the_hash(
         files = there.files()
         INPUTS[what](there, files[chosen % len(files)])
         assert there.spec().digest != before
+
+
+@settings(max_examples=50, deadline=None)
+@given(TREES, st.dictionaries(st.text(max_size=3), st.text(max_size=5), max_size=3))
+def test_a_second_implementation_computes_the_same(
+    tree: dict[str, tuple[bytes, bool]], build_args: dict[str, str]
+) -> None:
+    with checkout(tree, build_args) as there:
+        config = msgspec.to_builtins(there.config) | {"network": there.build.network}
+        packages = {"text": "1", "python": "3.11.2", "libc": "glibc 2.36"}
+        expected = golden_reference.canonical(config, there.root, there.pins, packages)
+        assert there.spec().canonical().decode() == expected
 
 
 def test_every_field_of_the_configuration_is_an_input_or_a_name() -> None:

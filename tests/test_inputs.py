@@ -70,7 +70,20 @@ def test_the_label_of_an_image_of_long_ago_can_be_read() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "x", "null", "[1]", "zlib:", "zlib:!", "zlib:AAAA", "zlib:é", '{"manifest":{}}', '{"form":2,"manifest":1}'],
+    [
+        "",
+        "x",
+        "null",
+        "[1]",
+        "zlib:",
+        "zlib:!",
+        "zlib:AAAA",
+        "zlib:é",
+        '{"manifest":{}}',
+        '{"form":2,"manifest":1}',
+        '{"manifest":{"files":[]}}',
+        '{"files":{"a":1}}',
+    ],
 )
 def test_what_is_no_such_label_is_none(text: str) -> None:
     assert inputs.read(text) is None
@@ -117,6 +130,7 @@ def test_of_a_build_argument_that_may_be_secret_or_is_long_there_is_a_digest_alo
             "RUN pip install -i https://me:pw@example.com/simple x",
             "RUN pip install -i https://***@example.com/simple x",
         ),
+        ("RUN curl https://me:p@ss@example.com/x", "RUN curl https://***@example.com/x"),
         ("ADD https://t0ken@example.com/x /x", "ADD https://***@example.com/x /x"),
         ("ADD git+ssh://git@example.com/x /x", "ADD git+ssh://git@example.com/x /x"),
         ("ENV API_TOKEN=abc B=2", "ENV API_TOKEN=sha256:ba7816bf8f01 B=2"),

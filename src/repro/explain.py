@@ -115,7 +115,7 @@ def _identity(entry: dict[str, Any] | None) -> str | None:
     if "link" in entry:
         return f"link to {entry['link']}"
     if "tree" in entry:
-        return f"{entry['files']} files, tree sha256:{entry['tree']}"
+        return f"{entry.get('files')} files, tree sha256:{entry['tree']}"
     return _shown(entry)
 
 

@@ -27,7 +27,7 @@ VALUE_LIMIT = 80  # characters of a build argument; of a longer one there is the
 UNPACKED_LIMIT = 16 << 20  # bytes: a label of somebody else's image may be anything
 COMPRESSED = "zlib:"
 SECRET_NAME = re.compile(r"token|passw|pwd|secret|credential|key", re.IGNORECASE)
-USER_OF_URL = re.compile(r"(?<=://)(?!git@)[^/\s@\"']+@")  # a token may stand in either place
+USER_OF_URL = re.compile(r"(?<=://)(?!git@)[^/\s\"']+@")  # a token may stand in either place
 ASSIGNED = re.compile(r"\b(\w+)=(\"[^\"]*\"|'[^']*'|[^\s\"'$][^\s\"']*)")  # a variable's value is not here
 OLD_ENV = re.compile(r"\s*ENV\s+(\w+)\s+([^=\s].*)", re.IGNORECASE)  # ENV NAME value
 HASHES = re.compile(r"--hash[= ]\S+")
@@ -75,6 +75,17 @@ def _pinned(spec: ImageSpec) -> dict[str, str]:
         return {each["name"]: each.get("version", "a file") for each in packages}
     except (msgspec.MsgspecError, KeyError, TypeError):  # whoever installs it says so in better words
         return {}
+
+
+class _Shape(msgspec.Struct):
+    """What can be relied on in a manifest, whoever wrote it; all else is shown as it is."""
+
+    dockerfile: str = ""
+    files: dict[str, dict[str, bool | int | str]] = {}
+    build_args: dict[str, Any] = {}
+    bootstrap: dict[str, Any] | None = None
+    pins: dict[str, Any] = {}
+    packages: dict[str, Any] = {}
 
 
 def is_secret(name: str, value: str) -> bool:
@@ -139,6 +150,7 @@ def read(text: str) -> Inputs | None:
             found = {"spec": sha256(text.encode()), "manifest": found}
         elif found.pop("form") != FORM:
             return None
+        msgspec.convert(found["manifest"], _Shape)
         return msgspec.convert(found, Inputs)
     except (msgspec.MsgspecError, ValueError, TypeError, KeyError, RecursionError, zlib.error):
         return None
