@@ -11,8 +11,8 @@ import msgspec
 import pytest
 
 from repro import base
-from repro.engine import ImageFacts
 from repro.experiment import BaseRecipe
+from repro.imagefacts import ImageFacts
 
 RECIPE = BaseRecipe(suite="bookworm", packages=("python3",), source_date_epoch=1)
 LABELS = {"b": "2", "a": "1"}

@@ -17,9 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from repro import config, context, image
-from repro.engine import ImageFacts
 from repro.errors import BadInputError
 from repro.experiment import BaseRecipe, BuildConfig, ImageConfig, SecretSource
+from repro.imagefacts import ImageFacts
 from repro.project import Project
 from repro.spec import ImageSpec
 

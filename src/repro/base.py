@@ -24,9 +24,11 @@ from typing import IO
 
 import msgspec
 
-from repro.engine import Engine, ImageFacts
+from repro import repodigest
+from repro.engine import Engine
 from repro.errors import EnvironmentUnfitError
 from repro.experiment import BaseRecipe
+from repro.imagefacts import ImageFacts
 from repro.manifest import sha256
 from repro.project import cache_folder
 
@@ -60,19 +62,9 @@ def resolve(
 
 def repo_digest(asked: str, base: ImageFacts) -> str | None:
     """The digest that the repository of `asked` has for it: the same image may have been pushed to others, too."""
-    wanted = _short(asked)
-    return next((digest for digest in base.digests if _short(digest) == wanted), None)
-
-
-def repository(reference: str) -> str:
-    """A reference without its tag and its digest."""
-    name = reference.partition("@")[0]
-    last = name.rpartition("/")[2]
-    return name[: len(name) - len(last)] + last.partition(":")[0]
-
-
-def _short(reference: str) -> str:
-    return repository(reference).removeprefix("docker.io/").removeprefix("library/")
+    wanted = repodigest.short(asked)
+    found = repodigest.known(base.id, base.digests)
+    return next((digest for digest in found if repodigest.short(digest) == wanted), None)
 
 
 def identity(asked: str, base: ImageFacts) -> str:

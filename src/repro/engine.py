@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, BinaryIO
 
-from repro import endpoint, refusal
+from repro import endpoint, imagefacts, refusal, repodigest
 from repro.errors import EngineUnreachableError, EnvironmentUnfitError
 from repro.experiment import Value
+from repro.imagefacts import ImageFacts
 
 
 class EngineFacts(Value, frozen=True, kw_only=True):
@@ -32,20 +33,6 @@ class EngineFacts(Value, frozen=True, kw_only=True):
     gpus: str  # how GPUs are announced: nvidia, cdi; "" for not at all (a hook may serve them all the same)
     data_root: str
     name: str  # host name
-
-
-class ImageFacts(Value, frozen=True, kw_only=True):
-    """What an engine says of one image."""
-
-    id: str
-    tags: tuple[str, ...]
-    digests: tuple[str, ...]  # repo digests; empty unless pushed or pulled
-    labels: dict[str, str]
-    env: tuple[str, ...]
-    created: str
-    size: int  # bytes
-    layers: tuple[str, ...]  # diff ids
-    platform: str
 
 
 class Mount(Value, frozen=True, kw_only=True):
@@ -129,7 +116,7 @@ def glance(ref: str) -> ImageFacts | None:
         return None
     if answer.status != 200:
         raise EnvironmentUnfitError(f"looking for image {ref} failed", evidence=[body.decode(errors="replace")])
-    return _image_facts(json.loads(body))
+    return imagefacts.of(json.loads(body))
 
 
 @contextmanager
@@ -202,15 +189,24 @@ class Engine:
 
         with translated(f"looking for image {ref}"):
             try:
-                return _image_facts(self.client.api.inspect_image(ref))
+                found = self.client.api.inspect_image(ref)
             except docker.errors.ImageNotFound:
                 return None
+            return self._image_facts(found)
+
+    def _image_facts(self, found: dict[str, Any]) -> ImageFacts:
+        if not imagefacts.is_index(found):
+            return imagefacts.of(found)
+        api = self.client.api  # the SDK has no word for this parameter
+        answer = api._get(api._url("/images/{0}/json", found["Id"]), params={"manifests": "1"})
+        return imagefacts.of(found, api._result(answer, json=True).get("Manifests") or ())
 
     def images(self, label: str) -> list[ImageFacts]:
         """The images that carry a label, as `key` or `key=value`."""
         with translated("listing images"):
             found = self.client.api.images(filters={"label": label})
-            return [_image_facts(self.client.api.inspect_image(each["Id"])) for each in found]
+            details = [self.client.api.inspect_image(each["Id"]) for each in found]
+            return [self._image_facts(each) for each in details]
 
     def tag(self, ref: str, tag: str) -> None:
         """Let `tag` (name:tag) point to the image `ref`."""
@@ -243,6 +239,8 @@ class Engine:
             with translated(f"pulling {ref}"):
                 for event in self.client.api.pull(ref, stream=True, decode=True):
                     failure = event.get("error") or event.get("errorDetail", {}).get("message") or failure
+                    if event.get("status", "").startswith("Digest: "):
+                        repodigest.note(f"{repodigest.repository(ref)}@{event['status'].removeprefix('Digest: ')}")
                     if event.get("status", "").startswith(("Pull complete", "Status", "Digest")):
                         say(" ".join(filter(None, (event.get("id"), event["status"]))))
         except EngineUnreachableError:
@@ -429,18 +427,3 @@ def _gpu_support(info: dict[str, Any]) -> str:
     if any("gpu" in device for device in devices):
         return "cdi"
     return "nvidia" if "nvidia" in (info.get("Runtimes") or {}) else ""
-
-
-def _image_facts(found: dict[str, Any]) -> ImageFacts:
-    config = found.get("Config") or {}
-    return ImageFacts(
-        id=found["Id"],
-        tags=tuple(found.get("RepoTags") or ()),
-        digests=tuple(found.get("RepoDigests") or ()),
-        labels=config.get("Labels") or {},
-        env=tuple(config.get("Env") or ()),
-        created=found.get("Created", ""),
-        size=found.get("Size", 0),
-        layers=tuple((found.get("RootFS") or {}).get("Layers") or ()),
-        platform=f"{found.get('Os', 'linux')}/{found.get('Architecture', '')}",
-    )

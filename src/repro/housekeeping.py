@@ -10,10 +10,11 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
-from repro.engine import Engine, ImageFacts
+from repro.engine import Engine
 from repro.errors import EngineUnreachableError, EnvironmentUnfitError, ReproError
 from repro.experiment import Value
 from repro.image import SPEC_LABEL, USER_LABEL
+from repro.imagefacts import ImageFacts
 from repro.lockfile import Lock
 from repro.project import cache_folder
 from repro.record import folders, write_atomic

@@ -9,12 +9,13 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from repro import assembly, builder, context, inputs
+from repro import assembly, builder, context, inputs, repodigest
 from repro import base as bases
 from repro.assembly import FromHost
-from repro.engine import Engine, ImageFacts
+from repro.engine import Engine
 from repro.errors import EnvironmentUnfitError
 from repro.experiment import Value
+from repro.imagefacts import ImageFacts
 from repro.project import cache_folder, user_name
 from repro.spec import ImageSpec
 
@@ -45,6 +46,10 @@ class Image(Value, frozen=True, kw_only=True):
     digest: str | None  # a repo digest; only images that a registry has seen have one
     built: bool
     seconds: float
+    manifest: str | None = None  # digest of the platform's manifest, where the engine keeps one
+    config: str | None = None  # digest of the configuration, where the engine tells
+    layers: tuple[str, ...] = ()  # diff ids
+    content: str = ""  # one sha256 over the diff ids
 
 
 def accepted(spec: ImageSpec, found: ImageFacts | None) -> ImageFacts | None:
@@ -208,7 +213,11 @@ def _image(spec: ImageSpec, found: ImageFacts | None, *, built: bool, seconds: f
         base=spec.base,
         base_resolved=found.labels.get(BASE_LABEL, "") if found else "",
         platform=found.platform if found else spec.platform,
-        digest=next(iter(found.digests), None) if found else None,
+        digest=next(iter(repodigest.known(found.id, found.digests)), None) if found else None,
         built=built,
         seconds=seconds,
+        manifest=found.manifest if found else None,
+        config=found.config if found else None,
+        layers=found.layers if found else (),
+        content=found.content if found else "",
     )

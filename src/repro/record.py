@@ -45,7 +45,11 @@ class Code(Value, frozen=True, kw_only=True):
 
 
 class ImageUsed(Value, frozen=True, kw_only=True):
-    """The image that ran. `digest` is a repo digest and exists only for pushed or pulled images."""
+    """The image that ran, by each of its names; those that do not exist are None.
+
+    `digest` is a repo digest and exists only for pushed or pulled images, `manifest` only where the engine keeps
+    manifests. `content` is the same in every store: one sha256 over `layers`, the diff ids.
+    """
 
     variant: str
     tag: str
@@ -56,6 +60,11 @@ class ImageUsed(Value, frozen=True, kw_only=True):
     platform: str
     digest: str | None = None
     floating: tuple[str, ...] = ()  # what of its recipe was open when it ran: base, 3 packages, ...
+    manifest: str | None = None  # digest of the platform's manifest
+    config: str | None = None  # digest of the configuration
+    layers: tuple[str, ...] = ()
+    content: str = ""  # "" in records of earlier versions
+    drift: str | None = None  # the same spec had other content before: which, and what differs
 
 
 class FileUsed(Value, frozen=True, kw_only=True):

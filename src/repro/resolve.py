@@ -21,7 +21,7 @@ from pathlib import Path
 import msgspec
 
 from repro import base as bases
-from repro import lockfile, pylock
+from repro import lockfile, pylock, repodigest
 from repro.download import Say
 from repro.engine import ContainerSpec, Engine
 from repro.errors import BadInputError, EnvironmentUnfitError
@@ -106,7 +106,7 @@ def _image(name: str, spec: ImageSpec, engine: Engine, before: Resolved | None, 
     if here is not None and (not wish.upgrade or not here.digests):
         return bases.identity(name, here)
     say(f"asking the registry for {name}")
-    return f"{bases.repository(name)}@{engine.registry_digest(name)}"
+    return f"{repodigest.repository(name)}@{engine.registry_digest(name)}"
 
 
 def _target(spec: ImageSpec, engine: Engine, images: dict[str, str], wish: Wish, say: Say) -> Target:
