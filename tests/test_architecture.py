@@ -31,7 +31,7 @@ LAYERS = [module for row in ROWS for module in row.split()]
 
 # A foreign library is imported by its door alone; everybody else speaks our values.
 DOORS = {
-    "docker": {"engine", "endpoint", "builder"},
+    "docker": {"engine", "endpoint", "builder", "probe"},
     "git": {"source", "repository", "checkout"},
     "hydra": {"config"},
     "omegaconf": {"config"},

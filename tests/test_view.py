@@ -30,6 +30,7 @@ def test_a_begun_run_has_these_tags(begun) -> None:
         "run": RUN,
         "image": "my-tf:0123456789abcdef",
         "image_id": "sha256:" + "1" * 64,
+        "image_spec": "0" * 64,
         "commit": "c" * 40,
         "dirty": "true",
         "command": "python experiments/toy.py --fast",

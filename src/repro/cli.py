@@ -137,13 +137,15 @@ def runs(args: argparse.Namespace, display: Display) -> int:
 
 def show(args: argparse.Namespace, _display: Display) -> int:
     """One run."""
-    from repro import journal, tracking
+    from repro import inventory, journal, tracking
 
     record, folder = find(Project.find(Path.cwd()), args.run)
     if args.json:
         print(report.as_json(record))
     else:
-        print(report.summary(record, folder, journal.latest(folder), tracking.status(folder)))
+        inside = inventory.read(folder.packages)
+        packages = f"{inside.summary}; {folder.packages}" if inside else ""
+        print(report.summary(record, folder, journal.latest(folder), tracking.status(folder), packages))
     return ExitCode.OK
 
 

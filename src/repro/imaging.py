@@ -55,7 +55,7 @@ def rebuild(args: argparse.Namespace, display: Display) -> int:
     """The image of the configuration: look, or build and lock."""
     import msgspec
 
-    from repro import assembly, config, floating, image, lockfile
+    from repro import assembly, config, floating, image, ledger, lockfile
     from repro.engine import connect, glance
 
     project = Project.find(Path.cwd())
@@ -69,13 +69,21 @@ def rebuild(args: argparse.Namespace, display: Display) -> int:
             print(_answer(args, project, spec, present))
             return ExitCode.OK if present else ExitCode.NO
         display.line(f"because  {_explained(project, spec, None).first()}")
+    engine = connect()
+    before = image.look(spec, engine)
     with display.step("image") as step:
         log = ignored_folder(project.scratch) / "logs" / f"build-{spec.digest[:16]}.log"
         gather = partial(assembly.gather, spec, build, project.root, cache_folder(), step.say, progress=display.live)
         made = image.ensure(
-            spec, connect(), say=step.say, build_log=log, no_cache=args.no_cache, pull=args.pull, gather=gather
+            spec, engine, say=step.say, build_log=log, no_cache=args.no_cache, pull=args.pull, gather=gather
         )
+        contents = ledger.contents(engine, made, step.say)
         step.detail = f"{made.tag} {'built' if made.built else 'present'}"
+    if before.id not in ("", made.id):
+        same = "with the same content" if before.content == made.content else "with other content"
+        display.notice(f"{made.tag} was {before.id} and is {made.id} now, {same}; runs of the first one keep its id")
+    if contents.drift and contents.drift.new:
+        display.notice(f"drift: {contents.drift.text}")
     lockfile.note(project.lock, made)
     open_pieces = floating.pieces(spec, made.base_resolved)
     if args.json:

@@ -75,9 +75,24 @@ class Inventory(Value, frozen=True, kw_only=True):
         covered = [self.python, self.python_packages, self.os_packages]
         return hashlib.sha256(msgspec.json.encode(covered)).hexdigest()
 
+    @property
+    def summary(self) -> str:
+        """One line for people."""
+        python = f"Python {self.python} with {len(self.python_packages)} packages" if self.python else "no Python"
+        system = f"{self.system.name or 'no system'} with {len(self.os_packages)}"
+        return "; ".join([f"{python}, {system}", *self.remarks])
+
     def text(self) -> str:
         """As packages.json."""
         return msgspec.json.format(msgspec.json.encode(self), indent=1).decode() + "\n"
+
+
+def read(path: Path) -> Inventory | None:
+    """The inventory in a file, if there is one that this version understands."""
+    with contextlib.suppress(OSError, msgspec.MsgspecError):
+        found = msgspec.json.decode(path.read_bytes(), type=Inventory)
+        return found if found.schema == SCHEMA else None
+    return None
 
 
 def of(engine: Engine, image: str, *, say: Callable[[str], None] = lambda _line: None) -> Inventory:
@@ -97,10 +112,7 @@ def of(engine: Engine, image: str, *, say: Callable[[str], None] = lambda _line:
 
 def cached(image: str) -> Inventory | None:
     """The inventory that this machine made of the image before, if it did."""
-    with contextlib.suppress(OSError, msgspec.MsgspecError):
-        found = msgspec.json.decode(file(image, ".json").read_bytes(), type=Inventory)
-        return found if found.schema == SCHEMA else None
-    return None
+    return read(file(image, ".json"))
 
 
 def file(image: str, suffix: str) -> Path:

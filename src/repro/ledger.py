@@ -20,6 +20,7 @@ from repro.experiment import Value
 from repro.image import Image
 from repro.inventory import Inventory
 from repro.project import cache_folder
+from repro.record import PACKAGES, SBOM
 
 SHOWN = 8  # differences between packages
 
@@ -49,7 +50,7 @@ class Drift(Value, frozen=True, kw_only=True):
         """One sentence for people: both identities, and what differs."""
         before, now = self.before, self.now
         return (
-            f"drift: {self.tag} is {now.image} (content {now.content}) now, and the same spec gave {before.image} "
+            f"{self.tag} is {now.image} (content {now.content}) now, and the same spec gave {before.image} "
             f"(content {before.content}) on {before.at:%Y-%m-%d} on {before.host}: {self._why()}"
         )
 
@@ -77,7 +78,7 @@ class Contents(Value, frozen=True, kw_only=True):
 
     def texts(self) -> dict[str, str]:
         """The files that tell it, by name."""
-        return {"packages.json": self.inventory.text(), "sbom.cdx.json": self.sbom}
+        return {PACKAGES: self.inventory.text(), SBOM: self.sbom}
 
 
 def contents(engine: Engine, made: Image, say: Callable[[str], None]) -> Contents:

@@ -18,6 +18,7 @@ from repro.errors import BadInputError
 from repro.experiment import Value
 
 SCHEMA = 1
+PACKAGES, SBOM = "packages.json", "sbom.cdx.json"  # among the inputs: what is in the image
 RESERVE = 128 << 10  # bytes
 SECOND = len("20261123-191500")  # of a run id
 
@@ -164,7 +165,8 @@ class RunFolder:
         self.config_yaml = path / "config.yaml"  # for people
         self.config_json = path / "config.json"  # what the container reads
         self.outputs = path / "outputs"
-        self.inputs = path / "inputs"  # what the image was made from, as text
+        self.inputs = path / "inputs"  # what the image was made from and what is in it, as text
+        self.packages = self.inputs / PACKAGES
         self.logs = path / "logs"
         self.output_log = self.logs / "output.log"  # the container's stdout and stderr
         self.build_log = self.logs / "build.log"

@@ -14,20 +14,22 @@ from repro.record import End, Record, RunFolder
 LAST_LINES = 20
 
 
-def summary(record: Record, folder: RunFolder, metrics: Mapping[str, float], mlflow: str) -> str:
-    """The answer of a run: what it was, what came out, where it is."""
+def summary(record: Record, folder: RunFolder, metrics: Mapping[str, float], mlflow: str, packages: str = "") -> str:
+    """The answer of a run: what it was, what came out, where it is; `packages`: what was in its image."""
     planned = record.planned
     lines = [f"{planned.name}: {outcome(record)}"]
     rows = {
         "run": planned.run,
         "image": f"{planned.image.tag}  {short(planned.image.id)}",
+        "drift": planned.image.drift or "",
+        "packages": packages,
         "commit": planned.code.commit[:12] + ("  (with uncommitted changes)" if planned.code.dirty else ""),
         "gpus": record.started.gpus if record.started else planned.gpus_asked,
         "metrics": "  ".join(f"{key} {value:.6g}" for key, value in metrics.items()) or "none logged",
         "outputs": f"{folder.outputs}{_outputs(record)}",
         "mlflow": mlflow,
     }
-    return "\n".join([*lines, *(f"  {key:<8} {value}" for key, value in rows.items())])
+    return "\n".join([*lines, *(f"  {key:<8} {value}" for key, value in rows.items() if value)])
 
 
 def outcome(record: Record) -> str:

@@ -16,7 +16,9 @@ from pathlib import Path
 
 import msgspec
 
-from repro import assembly, config, floating, housekeeping, image, inputs, journal, lockfile, report, runner, source
+from repro import (
+    assembly, config, floating, housekeeping, image, inputs, journal, ledger, lockfile, report, runner, source
+)
 from repro import plan as planning
 from repro.display import Display, guarded
 from repro.engine import Engine, EngineFacts, connect
@@ -147,7 +149,7 @@ class Session:
     ) -> None:
         self.project, self.display, self.argv = project, display, argv
         self.locked, self.only_look = locked, only_look
-        self.images: dict[bytes, tuple[ImageSpec, Image]] = {}
+        self.images: dict[bytes, tuple[ImageSpec, Image, ledger.Contents | None]] = {}
         self._follower: Follower | None = None
 
     @cached_property
@@ -169,8 +171,8 @@ class Session:
             self.display.notice(f"{name} looks like a secret and is in the snapshot: add it to .gitignore")
         return snapshot, folder, source.diff_text(snapshot, self.project.root)
 
-    def image(self, wanted: ImageConfig, build: BuildConfig) -> tuple[ImageSpec, Image]:
-        """The image of a configuration, built when it is missing, and what it is made from.
+    def image(self, wanted: ImageConfig, build: BuildConfig) -> tuple[ImageSpec, Image, ledger.Contents | None]:
+        """What the image of a configuration is made from, the image, built when it is missing, and what is in it.
 
         Its files are read once: what is edited during a multirun changes no later job of it.
         """
@@ -179,26 +181,31 @@ class Session:
             spec, stale = lockfile.read_spec(self.project, wanted, build)
             if stale and not self.locked:
                 self.display.notice(f"repro.lock is stale and does not count: {stale[0]}; `repro lock` resolves anew")
-            self.images[key] = spec, self._made(spec, build, stale)
+            self.images[key] = spec, *self._made(spec, build, stale)
         return self.images[key]
 
-    def _made(self, spec: ImageSpec, build: BuildConfig, stale: tuple[str, ...]) -> Image:
+    def _made(
+        self, spec: ImageSpec, build: BuildConfig, stale: tuple[str, ...]
+    ) -> tuple[Image, ledger.Contents | None]:
         if self.locked:
             lockfile.require(lockfile.read(self.project.lock), spec, stale=stale)
         if self.only_look:
             made = image.look(spec, self.engine)
             if not made.id:
                 self.display.notice(f"{made.tag} is missing: the run would build it")
-            return made
+            return made, None
         with self.display.step("image") as step:
             log = ignored_folder(self.project.scratch) / "logs" / f"build-{spec.digest[:16]}.log"
             live = self.display.live
             gather = partial(assembly.gather, spec, build, self.project.root, cache_folder(), step.say, progress=live)
             made = image.ensure(spec, self.engine, say=step.say, build_log=log, gather=gather)
+            contents = ledger.contents(self.engine, made, step.say)
             step.detail = f"{made.tag} {'built' if made.built else 'present'}"
+        if contents.drift and contents.drift.new:
+            self.display.notice(f"drift: {contents.drift.text}")
         if self.locked:
             lockfile.require(lockfile.read(self.project.lock), spec, made)
-        return made
+        return made, contents
 
     def data(self, experiment: Experiment) -> tuple[DatasetUsed, ...]:
         """The datasets of an experiment, fetched and verified."""
@@ -227,15 +234,19 @@ class Session:
         """Everything decided; what is missing (image, data) has been made."""
         experiment = composed.experiment
         snapshot, code_folder, diff = self.code
-        spec, made = self.image(experiment.image, experiment.build)
+        spec, made, contents = self.image(experiment.image, experiment.build)
+        drift = contents.drift.text if contents and contents.drift else None
         texts = {path: inputs.without_users(text) for path, text in spec.recipe().items()}
         texts[inputs.FILE] = inputs.document(inputs.of_spec(spec))
+        texts |= contents.texts() if contents else {}
         if self.project.lock.is_file():
             texts[self.project.lock.name] = self.project.lock.read_text(encoding="utf-8", errors="replace")
         facts = self.engine.image(made.id) if made.id else None
         open_pieces = floating.pieces(spec, made.base_resolved or None)
         if open_pieces and made.id:
             self.display.notice(f"{floating.text(open_pieces)}; `repro lock` pins what can be")
+        notices = [floating.text(open_pieces)] if open_pieces else []
+        notices += [f"drift: {drift}"] if drift else []
         ingredients = planning.Ingredients(
             code=snapshot.code(),
             code_folder=str(code_folder),
@@ -250,10 +261,15 @@ class Session:
                 platform=made.platform,
                 digest=made.digest,
                 floating=open_pieces,
+                manifest=made.manifest,
+                config=made.config,
+                layers=made.layers,
+                content=made.content,
+                drift=drift,
             ),
             image_env=facts.env if facts else (),
             inputs=texts,
-            notices=(floating.text(open_pieces),) if open_pieces else (),
+            notices=tuple(notices),
             data=self.data(experiment),
             engine=self.facts,
         )

@@ -39,6 +39,7 @@ class State(Value, frozen=True, kw_only=True):
     run: str = ""  # MLflow's id; "" until it has one
     positions: dict[str, Position] = msgspec.field(default_factory=dict)  # by the name of the journal file
     described: str = ""  # the state of the record whose tags, parameters and datasets are there
+    compared: bool = False  # with other runs of the same image spec
     ended: bool = False
     artifacts: bool = False
     nested: int = 0  # journal lines of nested runs

@@ -13,14 +13,15 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from repro.experiment import Value
-from repro.record import DatasetUsed, End, Record
+from repro.record import DatasetUsed, End, ImageUsed, Record
 
 KEY_LIMIT, PARAM_LIMIT, TAG_LIMIT = 250, 6000, 8000
 CUT = " … (cut; all of it is in config.yaml)"
 VIEW = "repro"  # the saved view's key, in the address of MLflow's page
 STATUS = {End.FINISHED: "FINISHED", End.KILLED: "KILLED"}  # the others are FAILED
 OURS = re.compile(  # tags that an experiment cannot set by itself
-    r"(run|image|image_id|image_digest|floating|commit|dirty|command|gpus|network|exit_code|ended"
+    r"(run|image|image_id|image_digest|image_manifest|image_spec|image_content|floating|drift|commit|dirty|command"
+    r"|gpus|network|exit_code|ended"
     r"|mlflow\.(user|parentRunId|runName|note\.content|(source|docker|project)\..*))$"
 )
 HOSTS = re.compile(r"^(https?://|ssh://git@|git@)(github\.com|gitlab\.com|bitbucket\.org)[:/]")
@@ -50,7 +51,11 @@ def tags(record: Record) -> dict[str, str]:
         "image": image.tag,
         "image_id": image.id,
         "image_digest": image.digest,
+        "image_manifest": image.manifest,
+        "image_spec": image.spec,
+        "image_content": image.content or None,
         "floating": ", ".join(image.floating) or None,
+        "drift": image.drift,
         "commit": code.commit,
         "dirty": _word(code.dirty),
         "command": shlex.join(planned.command),
@@ -66,6 +71,15 @@ def tags(record: Record) -> dict[str, str]:
         found["ended"] = record.ended.end.value
         found["exit_code"] = None if record.ended.exit_code is None else str(record.ended.exit_code)
     return {key: cut(value, TAG_LIMIT) for key, value in found.items() if value is not None}
+
+
+def drift(other: Mapping[str, str], run: str, image: ImageUsed) -> str:
+    """What to say of another run (its tags, its MLflow id) whose image has the same spec and other content."""
+    named, content = other.get("run", run), other.get("image_content", "")
+    return (
+        f"the same image spec had other content in run {named}: {content} (image {other.get('image_id', '')}) "
+        f"there, {image.content} (image {image.id}) here; inputs/packages.json of both tell which packages differ"
+    )
 
 
 def _source(record: Record) -> dict[str, str | None]:
@@ -100,7 +114,7 @@ def note(record: Record) -> str:
         word = "Killed" if record.ended.end is End.KILLED else "Failed"  # MLflow's list shows both by one icon
         first = f"{word}: {record.ended.reason} · {first}"
     lines = [
-        f"image {image.tag}, id `{image.id}`",
+        f"image {image.tag}, id `{image.id}`" + (f", content `{image.content}`" if image.content else ""),
         f"pushed as `{image.digest}`" if image.digest else "",
         f"base `{image.base}`, resolved `{image.base_resolved}`, {image.platform}",
         f"code {_commit_link(code.head, code.remote)}"
