@@ -30,7 +30,7 @@ def test_a_begun_run_has_these_tags(begun) -> None:
         "run": RUN,
         "image": "my-tf:0123456789abcdef",
         "image_id": "sha256:" + "1" * 64,
-        "image_spec": "0" * 64,
+        "image_spec": "2" * 64,
         "commit": "c" * 40,
         "dirty": "true",
         "command": "python experiments/toy.py --fast",
@@ -59,6 +59,15 @@ def test_an_image_that_was_pushed_has_its_digest(begun) -> None:
     image = msgspec.structs.replace(begun.planned.image, digest="r/my-tf@sha256:9")
     tags = view.tags(msgspec.structs.replace(begun, planned=msgspec.structs.replace(begun.planned, image=image)))
     assert (tags["image_digest"], tags["mlflow.docker.image.uri"]) == ("r/my-tf@sha256:9", "r/my-tf@sha256:9")
+
+
+def test_an_image_has_each_of_its_identities_under_its_own_name(begun) -> None:
+    changes = {"manifest": "sha256:m", "content": "sha256:c", "drift": "it was another one"}
+    image = msgspec.structs.replace(begun.planned.image, **changes)
+    tags = view.tags(msgspec.structs.replace(begun, planned=msgspec.structs.replace(begun.planned, image=image)))
+    assert (tags["image_manifest"], tags["image_content"]) == ("sha256:m", "sha256:c")
+    assert tags["drift"] == "it was another one"
+    assert "image_digest" not in tags
 
 
 def test_the_end_is_told_by_tags_and_by_the_first_line(begun) -> None:
@@ -136,7 +145,10 @@ def test_long_names_are_cut_and_keep_apart() -> None:
     assert len(one) == view.KEY_LIMIT
 
 
-@pytest.mark.parametrize("tag", ["run", "ended", "mlflow.source.name", "mlflow.docker.image.id", "mlflow.parentRunId"])
+@pytest.mark.parametrize(
+    "tag",
+    ["run", "ended", "drift", "image_content", "mlflow.source.name", "mlflow.docker.image.id", "mlflow.parentRunId"],
+)
 def test_an_experiment_cannot_pretend_to_be_another_run(tag: str) -> None:
     assert not view.settable(tag)
 
