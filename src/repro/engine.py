@@ -205,8 +205,8 @@ class Engine:
         """The images that carry a label, as `key` or `key=value`."""
         with translated("listing images"):
             found = self.client.api.images(filters={"label": label})
-            details = [self.client.api.inspect_image(each["Id"]) for each in found]
-            return [self._image_facts(each) for each in details]
+        details = (self.image(each["Id"]) for each in found)
+        return [each for each in details if each]  # one may have been removed meanwhile
 
     def tag(self, ref: str, tag: str) -> None:
         """Let `tag` (name:tag) point to the image `ref`."""
