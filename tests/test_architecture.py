@@ -35,10 +35,12 @@ DOORS = {
     "git": {"source", "repository", "checkout"},
     "hydra": {"config"},
     "omegaconf": {"config"},
+    "cyclonedx": {"sbom"},
+    "packageurl": {"sbom"},
     "mlflow": {"store", "publication", "publisher", "ui"},
 }
 
-LAZY = {"docker", "git", "hydra", "omegaconf", "mlflow", "rich", "pooch", "requests", "urllib3"}  # slow to import
+LAZY = {"cyclonedx", "docker", "git", "hydra", "omegaconf", "mlflow", "rich", "pooch", "requests", "urllib3"}  # slow
 
 MODULE_LINES = 450
 FUNCTION_LINES = 60  # without the docstring

@@ -55,7 +55,7 @@ def rebuild(args: argparse.Namespace, display: Display) -> int:
     """The image of the configuration: look, or build and lock."""
     import msgspec
 
-    from repro import assembly, config, floating, image, ledger, lockfile
+    from repro import assembly, config, floating, image, lockfile
     from repro.engine import connect, glance
 
     project = Project.find(Path.cwd())
@@ -69,6 +69,8 @@ def rebuild(args: argparse.Namespace, display: Display) -> int:
             print(_answer(args, project, spec, present))
             return ExitCode.OK if present else ExitCode.NO
         display.line(f"because  {_explained(project, spec, None).first()}")
+    from repro import ledger
+
     engine = connect()
     before = image.look(spec, engine)
     with display.step("image") as step:
