@@ -5,22 +5,26 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
+import socket
 import subprocess
 import tarfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from repro import builder, inventory
+from repro import base, builder, inventory, repodigest
 from repro.engine import Engine
 from repro.project import Project
 from tests.conftest import script
-from tests.newest_engine import newest_engine
+from tests.debian import fetched
+from tests.newest_engine import STORES, Store, newest_engine
 from tests.second_engine import SecondEngine, second_engine
-from tests.test_run_engine import latest
+from tests.test_run_engine import latest, wait_for
 
 pytestmark = pytest.mark.engine
 
@@ -139,3 +143,47 @@ def test_packages_are_read_on_every_engine_also_without_a_start(any_engine: Seco
     assert [package.name for package in found.os_packages] == ["base-files"]
     assert (found.python, found.remarks) == (None, ())
     assert msgspec.json.decode(found.text(), type=inventory.Inventory) == found
+
+
+@contextmanager
+def registry(folder: Path) -> Iterator[str]:
+    """A registry of Debian's; its name."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        name = f"localhost:{free.getsockname()[1]}"
+    (folder / "registry.yml").write_text(
+        f"version: 0.1\nstorage: {{filesystem: {{rootdirectory: {folder}/registry}}}}\nhttp: {{addr: {name}}}\n"
+    )
+    program = fetched("registry", "docker-registry") / "usr" / "bin" / "docker-registry"
+    with (folder / "registry.log").open("wb") as log:
+        process = subprocess.Popen([program, "serve", folder / "registry.yml"], stdout=log, stderr=log)
+    try:
+        wait_for(lambda: b"listening on" in (folder / "registry.log").read_bytes())
+        yield name
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+@pytest.mark.parametrize("store", STORES)
+def test_a_repo_digest_exists_from_the_moment_that_a_registry_names_it(
+    store: Store, debian_base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REPRO_CACHE", str(tmp_path / "cache"))
+    with registry(tmp_path) as name, newest_engine(store, host_network=True) as started:
+        door, client = Engine(started.client(), started.url), started.client()
+        started.copy_image(debian_base)
+        tag = f"{name}/base:1"
+        door.tag(debian_base, tag)
+        reference, local = base.resolve(tag, None, door, say=print)
+        assert (reference, base.identity(tag, local)) == (tag, local.id)
+        said = "".join(line.get("status", "") for line in client.api.push(tag, stream=True, decode=True))
+        digest = f"{name}/base@{re.findall(r'digest: (sha256:[0-9a-f]{64})', said)[-1]}"
+        reference, there = base.resolve(tag, None, door, say=print)
+        assert (reference, base.identity(tag, there)) == (digest, digest)  # the registry was asked
+        assert base.repo_digest(debian_base, there) is None  # under its other name it was never pushed
+        # and by a pull, on a machine that knows nothing
+        for held in (tag, debian_base):
+            door.remove_image(held, force=True)
+        monkeypatch.setenv("REPRO_CACHE", str(tmp_path / "another"))
+        pulled = door.pull(tag, print)
+        assert repodigest.known(pulled.id, pulled.digests) == (digest,)

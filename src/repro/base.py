@@ -6,6 +6,7 @@ makes, so the same packages give the same image id on every machine.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -56,15 +57,32 @@ def resolve(
         return tag_of(recipe), _ensured(recipe, engine, say=say, anew=pull)
     found = None if pull else engine.image(asked)
     found = found or engine.pull(asked, say)
+    confirm(asked, found, engine)
     # builders take a repo digest, or a name; an image that no registry has seen has the name alone
     return repo_digest(asked, found) or asked, found
 
 
 def repo_digest(asked: str, base: ImageFacts) -> str | None:
     """The digest that the repository of `asked` has for it: the same image may have been pushed to others, too."""
+    known = repodigest.known(base.id, base.digests)
+    return next((each for each in _of_repository(asked, base) if each in known or each == asked), None)
+
+
+def _of_repository(asked: str, base: ImageFacts) -> list[str]:
     wanted = repodigest.short(asked)
-    found = repodigest.known(base.id, base.digests)
-    return next((digest for digest in found if repodigest.short(digest) == wanted), None)
+    return [digest for digest in base.digests if repodigest.short(digest) == wanted]
+
+
+def confirm(asked: str, base: ImageFacts, engine: Engine) -> None:
+    """Ask the registry for a digest that the engine lists and that may be its own: it counts when the registry has it.
+
+    A build from one that no registry has would go and look for it there, and fail.
+    """
+    for digest in _of_repository(asked, base):
+        if digest != asked and not repodigest.known(base.id, [digest]):
+            with contextlib.suppress(EnvironmentUnfitError):
+                engine.registry_digest(digest)
+                repodigest.note(digest)
 
 
 def identity(asked: str, base: ImageFacts) -> str:

@@ -104,6 +104,7 @@ def _image(name: str, spec: ImageSpec, engine: Engine, before: Resolved | None, 
         bases.ensure(spec.bootstrap, engine, say=say)
     here = engine.image(name)
     if here is not None and (not wish.upgrade or not here.digests):
+        bases.confirm(name, here, engine)
         return bases.identity(name, here)
     say(f"asking the registry for {name}")
     return f"{repodigest.repository(name)}@{engine.registry_digest(name)}"
