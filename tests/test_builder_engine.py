@@ -119,6 +119,10 @@ def test_an_image_carries_its_spec_its_manifest_and_its_base(any_builder: str, r
         digest=None,
         built=True,
         seconds=made.seconds,
+        manifest=found.manifest,
+        config=found.config,
+        layers=found.layers,
+        content=found.content,
     )
     assert found.labels["repro.spec"] == spec.digest
     assert inputs.read(found.labels["repro.manifest"]) == inputs.of_spec(spec)
