@@ -19,7 +19,7 @@ from repro.errors import BadInputError, ExitCode, RefusedError
 from repro.project import Project, cache_folder, ignored_folder, user_name
 
 if TYPE_CHECKING:
-    from repro.engine import ImageFacts
+    from repro.imagefacts import ImageFacts
     from repro.predecessor import Explanation
     from repro.spec import ImageSpec
 

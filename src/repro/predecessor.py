@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from datetime import datetime
 
 from repro import explain, inputs, report
-from repro.engine import Engine, ImageFacts
+from repro.engine import Engine
 from repro.experiment import Value
 from repro.explain import Change
 from repro.housekeeping import time_of
 from repro.image import BASE_LABEL, MANIFEST_LABEL, SPEC_LABEL
+from repro.imagefacts import ImageFacts
 from repro.inputs import Inputs
 from repro.lockfile import Lock
 from repro.spec import ImageSpec

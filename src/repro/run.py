@@ -17,7 +17,18 @@ from pathlib import Path
 import msgspec
 
 from repro import (
-    assembly, config, floating, housekeeping, image, inputs, journal, ledger, lockfile, report, runner, source
+    assembly,
+    config,
+    floating,
+    housekeeping,
+    image,
+    inputs,
+    journal,
+    ledger,
+    lockfile,
+    report,
+    runner,
+    source,
 )
 from repro import plan as planning
 from repro.display import Display, guarded
