@@ -130,9 +130,11 @@ def test_of_many_inventories_the_oldest_are_forgotten(tmp_path: Path, monkeypatc
     monkeypatch.setenv("REPRO_CACHE", str(tmp_path))
     monkeypatch.setattr(inventory, "KEPT", 2)
     for number in range(4):
-        inventory.keep(f"sha256:{number}", ".json", "{}")
-    assert len(list((tmp_path / "images").glob("*.json"))) == 2
-    assert inventory.file("sha256:3", ".json").exists()
+        for suffix in (inventory.SUFFIX, ".cdx.json"):
+            inventory.keep(f"sha256:{number}", suffix, "{}")
+    for suffix in (inventory.SUFFIX, ".cdx.json"):
+        assert len(list((tmp_path / "images").glob(f"*{suffix}"))) == 2
+    assert inventory.file("sha256:3", inventory.SUFFIX).exists()
 
 
 # the script that runs inside --------------------------------------------------------------------------------------

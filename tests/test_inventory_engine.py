@@ -95,6 +95,7 @@ def test_the_python_that_path_finds_first_counts_with_what_it_sees_of_the_system
         "RUN cd /opt/venv/lib/python3.11/site-packages && mkdir both-2.dist-info venvs_own-2.dist-info",
         "ENV PATH=/opt/venv/bin:$PATH",
         'ENTRYPOINT ["echo", "a banner"]',
+        "VOLUME /kept",
         "USER 65534:65534",
     )
     found = inventory.of(engine, built("\n".join(lines)))
@@ -103,6 +104,16 @@ def test_the_python_that_path_finds_first_counts_with_what_it_sees_of_the_system
         PythonPackage(name="systems_own", version="1"),
         PythonPackage(name="venvs_own", version="2"),
     )
+
+
+def test_a_python_that_never_answers_is_not_waited_for_again(
+    engine: Engine, built: Built, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe, "SECONDS", 1.0)
+    lines = 'RUN printf "#!/bin/sh\\nsleep 300\\n" > /usr/bin/python; chmod 755 /usr/bin/python'
+    found = inventory.of(engine, built(lines))
+    assert found.remarks == ("its Python's packages are not known: python did not answer (exit code 124)",)
+    assert inventory.cached(found.image) == found
 
 
 def test_without_python_the_system_is_told_all_the_same(engine: Engine, built: Built) -> None:

@@ -42,7 +42,7 @@ def holds(image: Image, numpy: str) -> Inventory:
     """The inventory of an image, as if it had been looked at."""
     packages = (PythonPackage(name="numpy", version=numpy),)
     found = msgspec.structs.replace(FOUND, image=image.id, python_packages=packages)
-    inventory.keep(image.id, ".json", found.text())
+    inventory.keep(image.id, inventory.SUFFIX, found.text())
     return found
 
 
@@ -94,7 +94,7 @@ def test_the_same_packages_in_other_bytes_are_called_so() -> None:
 def test_a_list_that_is_gone_is_not_made_up() -> None:
     first, second = made("a"), made("b")
     ledger.witness(first, holds(first, "1"))
-    inventory.file(first.id, ".json").unlink()
+    inventory.file(first.id, inventory.SUFFIX).unlink()
     drift = ledger.witness(second, holds(second, "2"))
     assert drift is not None
     assert drift.text.endswith("other packages; the list of the earlier ones is not there any more")

@@ -59,7 +59,7 @@ def test_a_run_is_recorded_with_its_outputs_code_image_and_end(lab: Project, rep
     )
     assert b"repro-log" in shown.stdout
     assert record.planned.code.dirty
-    assert record.planned.notices[0].startswith("floating base")
+    assert record.planned.notices[0].startswith("floating: base")
     assert "repro-log" in folder.diff.read_text()
     assert containers(lab) == []
 

@@ -60,5 +60,5 @@ def test_a_bill_is_kept_only_for_an_image_that_was_looked_at(tmp_path, monkeypat
     unread = Inventory(image=FOUND.image, remarks=("could not be looked at",))
     assert "could not be looked at" in sbom.of(unread)
     assert not inventory.file(FOUND.image, sbom.SUFFIX).exists()
-    inventory.keep(FOUND.image, ".json", FOUND.text())
+    inventory.keep(FOUND.image, inventory.SUFFIX, FOUND.text())
     assert sbom.of(FOUND) == sbom.dumps(FOUND) == inventory.file(FOUND.image, sbom.SUFFIX).read_text()

@@ -27,6 +27,7 @@ from repro.record import write_atomic
 
 SCHEMA = 1
 KEPT = 500  # inventories; the least recently written go
+SUFFIX = ".packages.json"
 SCRIPT = Path(__file__).parent / "inside" / "packages.py"
 OS_RELEASE = ("/etc/os-release", "/usr/lib/os-release")  # one is a link to the other
 DPKG = ("/var/lib/dpkg/status", "/var/lib/dpkg/status.d")  # the folder: images without dpkg itself
@@ -106,13 +107,13 @@ def of(engine: Engine, image: str, *, say: Callable[[str], None] = lambda _line:
         why = " ".join([error.what, *error.evidence]) if isinstance(error, ReproError) else str(error)
         return Inventory(image=image, remarks=(f"could not be looked at: {why}",))
     with contextlib.suppress(OSError):  # a full disk: the next run looks again
-        keep(image, ".json", found.text())
+        keep(image, SUFFIX, found.text())
     return found
 
 
 def cached(image: str) -> Inventory | None:
     """The inventory that this machine made of the image before, if it did."""
-    return read(file(image, ".json"))
+    return read(file(image, SUFFIX))
 
 
 def file(image: str, suffix: str) -> Path:

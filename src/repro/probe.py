@@ -13,7 +13,8 @@ from repro.engine import Engine, translated
 from repro.errors import EnvironmentUnfitError
 
 LABEL = "repro.probe"
-SECONDS = 60.0
+SECONDS = 30.0
+TOO_LONG = 124  # the exit code that `timeout` has for it
 FILES_LIMIT = 64 << 20  # bytes of a folder
 Files = dict[str, bytes]  # by path
 
@@ -35,7 +36,7 @@ def said(engine: Engine, image: str, command: Sequence[str]) -> tuple[int, bytes
     """Exit code and stdout of a command in a container of its own, without network; None: there is no such program.
 
     Raises:
-        EnvironmentUnfitError: it could not be started for another reason, or took too long.
+        EnvironmentUnfitError: it could not be started for another reason.
     """
     with _container(engine, image, command) as container:
         try:
@@ -44,7 +45,7 @@ def said(engine: Engine, image: str, command: Sequence[str]) -> tuple[int, bytes
             return None
         exited = engine.wait(container, timeout=SECONDS)
         if exited is None:
-            raise EnvironmentUnfitError(f"{command[0]} takes too long in image {image}")
+            return TOO_LONG, b""
         with translated("reading a program's answer"):
             return exited.code, bytes(engine.client.api.logs(container, stdout=True, stderr=False))
 
@@ -56,8 +57,8 @@ def _container(engine: Engine, image: str, command: Sequence[str]) -> Iterator[s
         host = api.create_host_config(network_mode="none", cap_drop=["ALL"], security_opt=["no-new-privileges:true"])
         made = api.create_container(
             image,
-            list(command),
-            entrypoint=[""],  # the image's own would run first, and print who knows what
+            list(command[1:]),
+            entrypoint=[command[0]],  # the image's own would run first, and print who knows what
             user="0:0",
             working_dir="/",
             labels={LABEL: image},
@@ -67,7 +68,8 @@ def _container(engine: Engine, image: str, command: Sequence[str]) -> Iterator[s
     try:
         yield container
     finally:
-        engine.remove(container)
+        with translated("removing the container"):
+            api.remove_container(container, v=True, force=True)  # with the volumes that the image declares
 
 
 def _archive(engine: Engine, container: str, path: str) -> Files:
