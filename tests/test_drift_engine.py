@@ -147,5 +147,11 @@ def test_two_machines_with_one_store_hear_of_it(lab: Project, repro: Repro, tmp_
     assert run.data.tags["drift"] in said
     assert run.data.tags["image_spec"] == now.planned.image.spec
     assert run.data.tags["image_content"] == now.planned.image.content
+    again = repro("run", "experiment=toy", "tracking.wait=60", **elsewhere)
+    assert "drift: " not in again.stderr  # said once
+    later, folder = latest(lab)
+    assert before.run in (later.planned.image.drift or "")
+    run = client(now.planned.tracking_uri or "").get_run(tracking.mlflow_run(folder))
+    assert run.data.tags["drift"] == later.planned.image.drift
     names = [each.path for each in client(now.planned.tracking_uri or "").list_artifacts(run.info.run_id, "inputs")]
     assert {"inputs/packages.json", "inputs/sbom.cdx.json"} <= set(names)

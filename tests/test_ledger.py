@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
 from pathlib import Path
 
 import msgspec
@@ -13,6 +14,7 @@ from repro.inventory import Inventory, PythonPackage
 from tests.test_inventory import FOUND
 
 SPEC = "5" * 64
+WHEN = datetime(2026, 1, 2, tzinfo=timezone.utc)
 
 
 @pytest.fixture(autouse=True)
@@ -73,6 +75,20 @@ def test_what_was_told_is_not_new_again_and_still_known() -> None:
     assert back is not None
     assert (again.new, back.new) == (False, False)
     assert (again.before.image, back.before.image) == (first.id, second.id)
+
+
+def test_what_was_heard_of_another_machine_counts_and_needs_no_words() -> None:
+    image = made("a")
+    ledger.witness(image, holds(image, "1"))
+    ledger.hear(SPEC, content="sha256:cz", image="sha256:z", run="20260102-030405-toy-000001", at=WHEN)
+    ledger.hear(SPEC, content="sha256:cz", image="sha256:z", run="20260102-030405-toy-000002", at=WHEN)
+    assert len(ledger.sightings(SPEC)) == 2
+    drift = ledger.witness(image, holds(image, "1"))
+    assert drift is not None
+    assert not drift.new
+    assert (
+        "(content sha256:cz) on 2026-01-02 in run 20260102-030405-toy-000001: what differs is not known" in drift.text
+    )
 
 
 def test_a_base_that_moved_is_named() -> None:

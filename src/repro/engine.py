@@ -158,7 +158,7 @@ class Engine:
     """One engine, connected."""
 
     def __init__(self, client: Any, host: str) -> None:
-        self.client = client  # docker.DockerClient; `builder` shares it, nobody else
+        self.client = client  # docker.DockerClient; `builder` and `probe` share it, nobody else
         self.host_url = host
 
     def facts(self) -> EngineFacts:

@@ -30,10 +30,10 @@ class Sighting(Value, frozen=True, kw_only=True):
 
     content: str
     image: str  # id
-    base: str  # as resolved
+    base: str  # as resolved; "" where that is not known
     packages: str  # digest of the inventory; "" where the image could not be looked at
     at: datetime
-    host: str
+    where: str  # `on HOST`; `in run RUN` of another machine
 
 
 class Drift(Value, frozen=True, kw_only=True):
@@ -51,14 +51,14 @@ class Drift(Value, frozen=True, kw_only=True):
         before, now = self.before, self.now
         return (
             f"{self.tag} is {now.image} (content {now.content}) now, and the same spec gave {before.image} "
-            f"(content {before.content}) on {before.at:%Y-%m-%d} on {before.host}: {self._why()}"
+            f"(content {before.content}) on {before.at:%Y-%m-%d} {before.where}: {self._why()}"
         )
 
     def _why(self) -> str:
         found = list(self.differences[:SHOWN])
         if len(self.differences) > SHOWN:
             found.append(f"and {len(self.differences) - SHOWN} more packages")
-        if self.before.base != self.now.base:
+        if self.before.base and self.before.base != self.now.base:
             found.insert(0, f"base {self.before.base} -> {self.now.base}")
         if found:
             return ", ".join(found)
@@ -97,11 +97,10 @@ def witness(made: Image, found: Inventory) -> Drift | None:
         base=made.base_resolved,
         packages=found.digest if inventory.cached(made.id) else "",
         at=datetime.now(timezone.utc),
-        host=platform.node(),
+        where=f"on {platform.node()}",
     )
     seen = sightings(made.spec)
-    if (now.content, now.image) not in ((each.content, each.image) for each in seen):
-        _append(made.spec, now)
+    _note(made.spec, now, seen)
     before = next((each for each in reversed(seen) if each.content != now.content), None)
     if before is None:
         return None
@@ -115,6 +114,12 @@ def witness(made: Image, found: Inventory) -> Drift | None:
     )
 
 
+def hear(spec: str, *, content: str, image: str, run: str, at: datetime) -> None:
+    """Note what a spec has given elsewhere: later runs here need not ask MLflow for it, nor tell their user again."""
+    sighting = Sighting(content=content, image=image, base="", packages="", at=at, where=f"in run {run}")
+    _note(spec, sighting, sightings(spec))
+
+
 def sightings(spec: str) -> list[Sighting]:
     """What is noted of a spec, oldest first; a torn line says nothing."""
     found = []
@@ -125,7 +130,9 @@ def sightings(spec: str) -> list[Sighting]:
     return found
 
 
-def _append(spec: str, sighting: Sighting) -> None:
+def _note(spec: str, sighting: Sighting, seen: list[Sighting]) -> None:
+    if (sighting.content, sighting.image) in ((each.content, each.image) for each in seen):
+        return
     file = _file(spec)
     with contextlib.suppress(OSError):  # a full disk is no reason not to run
         file.parent.mkdir(parents=True, exist_ok=True)

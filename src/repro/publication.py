@@ -9,7 +9,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from datetime import datetime
+from datetime import datetime, timezone
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 
 import msgspec
 
-from repro import journal, store, view
+from repro import journal, ledger, store, view
 from repro.errors import ReproError
 from repro.journal import Events, Position
 from repro.project import ignored_folder
@@ -170,9 +170,12 @@ class Publication:
                 wanted = f"tags.`image_spec` = '{image.spec}' and tags.`image_content` != '{image.content}'"
                 ids = [each.experiment_id for each in experiments]
                 for other in self.client.search_runs(ids, wanted, max_results=1):
-                    drift = view.drift(other.data.tags, other.info.run_id, image)
-                    self.client.set_tag(self.state.run, "drift", drift)
-                    self._remark(f"drift: {drift}")
+                    tags = other.data.tags
+                    self.client.set_tag(self.state.run, "drift", view.drift(tags, image))
+                    self._remark(f"drift: {view.drift(tags, image)}")
+                    at = datetime.fromtimestamp(other.info.start_time / 1000, timezone.utc)
+                    known = {"content": tags["image_content"], "image": tags["image_id"], "run": tags["run"]}
+                    ledger.hear(image.spec, **known, at=at)
         self._note(compared=True)
 
     def _input(self, dataset: Any) -> None:

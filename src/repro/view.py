@@ -73,9 +73,9 @@ def tags(record: Record) -> dict[str, str]:
     return {key: cut(value, TAG_LIMIT) for key, value in found.items() if value is not None}
 
 
-def drift(other: Mapping[str, str], run: str, image: ImageUsed) -> str:
-    """What to say of another run (its tags, its MLflow id) whose image has the same spec and other content."""
-    named, content = other.get("run", run), other.get("image_content", "")
+def drift(other: Mapping[str, str], image: ImageUsed) -> str:
+    """What to say of another run, by its tags, whose image has the same spec and other content."""
+    named, content = other.get("run", ""), other.get("image_content", "")
     return (
         f"the same image spec had other content in run {named}: {content} (image {other.get('image_id', '')}) "
         f"there, {image.content} (image {image.id}) here; inputs/packages.json of both tell which packages differ"
