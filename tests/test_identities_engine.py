@@ -99,7 +99,7 @@ def test_a_run_records_each_identity_that_exists_and_what_is_in_the_image(
     assert any(part.get("purl", "").startswith("pkg:deb/debian/bash@") for part in bill["components"])
     assert any_engine.client().containers.list(all=True) == []
     shown = repro("show", **there).stdout
-    assert f"packages Python {inside.python} with 0 packages, Debian GNU/Linux 12" in shown
+    assert f"packages Python {inside.python} (0), Debian GNU/Linux 12" in shown
 
 
 def test_the_same_content_has_the_same_identity_on_every_engine(

@@ -111,8 +111,8 @@ def test_all_packages_are_in_the_digest_and_nothing_else_is(change: dict[str, ob
 
 
 def test_an_inventory_is_told_in_a_line() -> None:
-    assert FOUND.summary == "Python 3.11.2 with 2 packages, Debian GNU/Linux 12 (bookworm) with 3"
-    assert Inventory(image="i", remarks=("unread",)).summary == "no Python, no system with 0; unread"
+    assert FOUND.summary == "Python 3.11.2 (2), Debian GNU/Linux 12 (bookworm) (3)"
+    assert Inventory(image="i", remarks=("unread",)).summary == "no Python, no system (0); unread"
 
 
 def test_a_file_that_is_torn_or_of_another_version_is_no_inventory(tmp_path: Path) -> None:

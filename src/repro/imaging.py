@@ -81,11 +81,11 @@ def rebuild(args: argparse.Namespace, display: Display) -> int:
         )
         contents = ledger.contents(engine, made, step.say)
         step.detail = f"{made.tag} {'built' if made.built else 'present'}"
-    if before.id not in ("", made.id):
-        same = "with the same content" if before.content == made.content else "with other content"
-        display.notice(f"{made.tag} was {before.id} and is {made.id} now, {same}; runs of the first one keep its id")
     if contents.drift and contents.drift.new:
         display.notice(f"drift: {contents.drift.text}")
+    elif before.id not in ("", made.id):
+        same = "with the same content" if before.content == made.content else "with other content"
+        display.notice(f"{made.tag} was {before.id} and is {made.id} now, {same}; runs of the first one keep its id")
     lockfile.note(project.lock, made)
     open_pieces = floating.pieces(spec, made.base_resolved)
     if args.json:

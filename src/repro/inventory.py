@@ -78,9 +78,9 @@ class Inventory(Value, frozen=True, kw_only=True):
 
     @property
     def summary(self) -> str:
-        """One line for people."""
-        python = f"Python {self.python} with {len(self.python_packages)} packages" if self.python else "no Python"
-        system = f"{self.system.name or 'no system'} with {len(self.os_packages)}"
+        """One line for people, with the numbers of packages."""
+        python = f"Python {self.python} ({len(self.python_packages)})" if self.python else "no Python"
+        system = f"{self.system.name or 'no system'} ({len(self.os_packages)})"
         return "; ".join([f"{python}, {system}", *self.remarks])
 
     def text(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -12,6 +13,7 @@ import msgspec
 from repro.record import End, Record, RunFolder
 
 LAST_LINES = 20
+LONG_DIGEST = re.compile(r"(sha256:[0-9a-f]{12})[0-9a-f]{52}")
 
 
 def summary(record: Record, folder: RunFolder, metrics: Mapping[str, float], mlflow: str, packages: str = "") -> str:
@@ -21,7 +23,7 @@ def summary(record: Record, folder: RunFolder, metrics: Mapping[str, float], mlf
     rows = {
         "run": planned.run,
         "image": f"{planned.image.tag}  {short(planned.image.id)}",
-        "drift": planned.image.drift or "",
+        "drift": LONG_DIGEST.sub(r"\1", planned.image.drift or ""),
         "packages": packages,
         "commit": planned.code.commit[:12] + ("  (with uncommitted changes)" if planned.code.dirty else ""),
         "gpus": record.started.gpus if record.started else planned.gpus_asked,
