@@ -229,6 +229,11 @@ class Engine:
             images = self.client.images.load(tar)
         return str(images[0].id)
 
+    def save(self, ref: str) -> Iterator[bytes]:
+        """An image as its archive (`docker save`), in pieces."""
+        with translated(f"reading image {ref}"):
+            yield from self.client.api.get_image(ref)
+
     def pull(self, ref: str, say: Callable[[str], None]) -> ImageFacts:
         """Fetch an image from its registry.
 
