@@ -8,8 +8,10 @@ import re
 import shutil
 import subprocess
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,6 +20,7 @@ from repro.engine import Engine, translated
 from repro.errors import BadInputError, EngineUnreachableError, EnvironmentUnfitError, ReproError
 from repro.experiment import SecretSource, Value
 
+CONTEXT_SECONDS = 60.0  # after so long a build has read the context that it sent
 OTHER_HOST = "another"  # name of the host that a varied build runs on
 STOP_SECONDS = 5.0
 OUTPUT_LINES = 15  # of the failing step, shown with the error; the log has all
@@ -128,8 +131,15 @@ def cache_left_alone(engine: Engine) -> Iterator[None]:
 
 
 def _cached(engine: Engine) -> set[str]:
+    """Ids of what BuildKit keeps. Fresh contexts are left out: a build that loses its own before it reads it fails."""
     with translated("asking for the build cache"):
-        return {str(record["ID"]) for record in engine.client.api.df().get("BuildCache") or ()}
+        records = engine.client.api.df().get("BuildCache") or ()
+    limit = datetime.fromtimestamp(time.time() - CONTEXT_SECONDS, timezone.utc).isoformat()[:19]
+    return {
+        str(record["ID"])
+        for record in records
+        if "buildkit-session" not in record["Description"] or record["CreatedAt"][:19] < limit
+    }
 
 
 class _StepError(Exception):

@@ -113,10 +113,10 @@ def read(archive: Iterable[bytes], known: Collection[str] = ()) -> tuple[Layer, 
     found = []
     for number, (name, diff_id) in enumerate(zip(manifest["Layers"], diff_ids, strict=True)):
         made_by = history[number].get("created_by", "") if len(history) == len(diff_ids) else ""
-        entries = layers.get(links.get(name, name), {})
-        if not entries and diff_id not in known:
+        entries = layers.get(links.get(name, name))
+        if entries is None and diff_id not in known:
             raise EnvironmentUnfitError(f"layer {number + 1} of the image that the engine sent cannot be read")
-        found.append(Layer(diff_id=diff_id, made_by=made_by, entries=entries))
+        found.append(Layer(diff_id=diff_id, made_by=made_by, entries=entries or {}))
     return tuple(found)
 
 

@@ -18,7 +18,7 @@ from repro.image import How
 from repro.sameness import Difference, LayerDifference
 from repro.spec import ImageSpec
 
-APART_SECONDS = 3.0  # between the beginnings of the two builds, at least: the coarsest times in files have 2 seconds
+APART_SECONDS = 3.0  # between the two builds: the coarsest times in files have steps of 2 seconds
 NOISE = re.compile(r"^(RUN )?(\|\d+ .*?)?/bin/sh -c (#\(nop\) )?| # buildkit$")
 SHOWN = 5  # files of one cause; --json has all
 
@@ -52,8 +52,8 @@ def verify(spec: ImageSpec, engine: Engine, host: FromHost, display: Display, *,
         begun: list[float] = []
         for number in (1, 2):
             if begun:
-                time.sleep(max(0.0, begun[0] + APART_SECONDS - time.time()))
-            begun.append(time.time())
+                time.sleep(APART_SECONDS)
+            begun.append(time.monotonic())
             how = How(no_cache=True, trial=True, varied=number == 2)
             log = logs / f"verify-{spec.digest[:16]}-{number}.log"
             with display.step(f"build {number}") as step:
@@ -112,9 +112,9 @@ def _verdict(verification: Verification) -> str:
 
 
 def _layer_text(layer: LayerDifference) -> Iterator[str]:
-    count = len(layer.differences)
-    yield f"  layer {layer.number}  {count:,} of {report.many(layer.paths, 'path')} differ  {_instruction(layer.made_by)}"
-    if not count:
+    count = f"{len(layer.differences):,} of {report.many(layer.paths, 'path')}"
+    yield f"  layer {layer.number}  {count} differ  {_instruction(layer.made_by)}"
+    if not layer.differences:
         yield "    no file does: only their order in the layer, or the form of its tar"
     by_cause = sorted(layer.differences, key=lambda each: (each.cause, each.path))
     groups = [list(group) for _, group in groupby(by_cause, key=lambda each: each.cause)]
