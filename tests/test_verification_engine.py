@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 
 from repro import image
+from repro.assembly import FromHost
 from repro.engine import Engine
 from repro.experiment import ImageConfig
-from repro.image import FromHost, ImageSpec
 from repro.project import Project
+from repro.spec import ImageSpec
 
 pytestmark = pytest.mark.engine
 
@@ -263,10 +264,13 @@ def test_wheels_from_the_host_give_the_same_layers_as_the_index(
     requirements = str(project.docker / "requirements.txt")
     subprocess.run([*command, f"--dest={tmp_path / 'wheels'}", "-r", requirements], check=True)
     wheels = {f"wheels/{file.name}": file for file in sorted((tmp_path / "wheels").iterdir())}
-    arguments = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "/tmp/from-host/wheels"}
-    config = ImageConfig(variant="v", name=name, base=debian_base, build_args=arguments)
+    settings = b"[global]\nno-index = true\nfind-links = /tmp/from-host/wheels\n"
+    host = FromHost(files={"pip.conf": settings, **wheels}, secrets={})
+    config = ImageConfig(variant="v", name=name, base=debian_base)
     spec = ImageSpec.read(config, project.root)
-    made = image.ensure(spec, engine, say=print, host=FromHost(files={"README": b"x", **wheels}))
+    assert spec.tag == tag
+    made = image.ensure(spec, engine, say=print, no_cache=True, gather=lambda: host)
+    assert made.id != ours.id
     found = engine.image(made.id)
     assert found is not None
     assert found.layers == ours.layers

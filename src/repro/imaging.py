@@ -19,6 +19,7 @@ from repro.errors import BadInputError, ExitCode, RefusedError
 from repro.project import Project, cache_folder, ignored_folder, user_name
 
 if TYPE_CHECKING:
+    from repro.assembly import FromHost
     from repro.engine import ImageFacts
     from repro.experiment import BuildConfig
     from repro.predecessor import Explanation
@@ -91,17 +92,16 @@ def rebuild(args: argparse.Namespace, display: Display) -> int:
     return ExitCode.OK
 
 
-def _verify(
-    args: argparse.Namespace, project: Project, spec: ImageSpec, build: BuildConfig, display: Display
-) -> int:
+def _verify(args: argparse.Namespace, project: Project, spec: ImageSpec, build: BuildConfig, display: Display) -> int:
     """Whether the image comes out the same when it is built again."""
     from repro import assembly, verification
     from repro.engine import connect
 
-    with display.step("gather") as step:
-        host = assembly.gather(spec, build, project.root, cache_folder(), step.say, progress=display.live)
+    def gather(say: Callable[[str], None]) -> FromHost:
+        return assembly.gather(spec, build, project.root, cache_folder(), say, progress=display.live)
+
     logs = ignored_folder(project.scratch) / "logs"
-    found = verification.verify(spec, connect(), host, display, logs=logs)
+    found = verification.verify(spec, connect(), gather, display, logs=logs, pull=args.pull)
     print(report.as_json(found) if args.json else verification.text(found))
     return ExitCode.OK if found.identical else ExitCode.NO
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from itertools import groupby
 from pathlib import Path
 
 from repro import builder, image, report, sameness
-from repro.display import Display, shorten
 from repro.assembly import FromHost
+from repro.display import Display, shorten
 from repro.engine import Engine, ImageFacts
 from repro.experiment import Value
 from repro.image import How
@@ -19,6 +19,7 @@ from repro.sameness import Difference, LayerDifference
 from repro.spec import ImageSpec
 
 APART_SECONDS = 3.0  # between the two builds: the coarsest times in files have steps of 2 seconds
+Gather = Callable[[Callable[[str], None]], FromHost]
 NOISE = re.compile(r"^(RUN )?(\|\d+ .*?)?/bin/sh -c (#\(nop\) )?| # buildkit$")
 SHOWN = 5  # files of one cause; --json has all
 
@@ -40,29 +41,41 @@ class Verification(Value, frozen=True, kw_only=True):
     present_differences: tuple[LayerDifference, ...]  # from the first build
 
 
-def verify(spec: ImageSpec, engine: Engine, host: FromHost, display: Display, *, logs: Path) -> Verification:
+def verify(
+    spec: ImageSpec, engine: Engine, gather: Gather, display: Display, *, logs: Path, pull: bool = False
+) -> Verification:
     """Build twice without cache, and compare. The spec's own image is not touched, and nothing new stays.
+
+    Args:
+        spec: what to build.
+        engine: where.
+        gather: brings what the host gives to both builds.
+        display: each build is a step of it.
+        logs: folder for what the builders say.
+        pull: ask the registry for a newer base first.
 
     Raises:
         BadInputError: the Dockerfile or what it installs has to change.
         EnvironmentUnfitError: the base cannot be had, or the engine cannot build.
     """
     with builder.cache_left_alone(engine), ExitStack() as images:
+        host: FromHost | None = None
         found: list[ImageFacts] = []
         begun: list[float] = []
         for number in (1, 2):
             if begun:
                 time.sleep(APART_SECONDS)
             begun.append(time.monotonic())
-            how = How(no_cache=True, trial=True, varied=number == 2)
+            how = How(no_cache=True, pull=pull and number == 1, trial=True, varied=number == 2)
             log = logs / f"verify-{spec.digest[:16]}-{number}.log"
             with display.step(f"build {number}") as step:
+                host = host or gather(step.say)
                 made = images.enter_context(image.built(spec, engine, host, how, say=step.say, build_log=log))
                 step.detail = report.short(made.id)
             found.append(made)
         first, second = found
         with display.step("compare") as step:
-            present = image.accepted(spec, engine.image(spec.tag))
+            present = image.present(spec, engine.image)
             differences = _compared(engine, first, second)
             step.detail = f"{len(differences)} of {report.many(len(first.layers), 'layer')} differ"
             beside = _compared(engine, first, present) if present and not differences else ()
