@@ -245,6 +245,7 @@ def test_a_gzip_header_is_told_from_other_contents() -> None:
         ("var/cache/ldconfig/aux-cache", "content", "ldconfig"),
         ("var/lib/apt/lists/deb.debian.org_InRelease", "there", "apt's lists"),
         ("var/lib/apt/lists", "time", "apt's lists"),
+        ("var/lib/apt/lists/.wh.lock", "time", "a removed file"),
         ("var/log/dpkg.log", "content", "a log"),
         ("var/cache/debconf/config.dat-old", "there", "a backup"),
         ("var/lib/dpkg/status-old", "content", "a backup"),
@@ -265,7 +266,7 @@ def test_a_gzip_header_is_told_from_other_contents() -> None:
         ("usr/bin/x", "content", "depends on time"),
         ("a/__pycache__/m.cpython-311.pyc", "there", "bytecode"),
         ("a/__pycache__/m.cpython-311.pyc", "time", "the time of the build"),
-        ("etc", "time", "BuildKit of engines before 23"),
+        ("etc", "time", "the time of the build"),
     ],
 )
 def test_the_usual_causes(path: str, what: str, said: str) -> None:
@@ -277,3 +278,9 @@ def test_the_usual_causes(path: str, what: str, said: str) -> None:
 @pytest.mark.parametrize("made_by", ["COPY /out/a /opt/a # buildkit", "/bin/sh -c #(nop) COPY file:1 in /opt/a"])
 def test_a_time_that_copy_gave_has_another_remedy(made_by: str) -> None:
     assert "COPY --from=STAGE /out/ /" in causes.of("opt", frozenset({"time"}), made_by=made_by).remedy
+
+
+def test_a_folder_that_old_buildkits_touch_is_told() -> None:
+    cause = causes.of("etc", frozenset({"time"}), made_by="RUN /bin/sh -c true # buildkit")
+    assert "BuildKit of engines before 23" in cause.text
+    assert "no RUN in the last stage" in cause.remedy

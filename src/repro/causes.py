@@ -47,6 +47,13 @@ def _with_time_inside(pattern: str) -> Callable[[_Case], bool]:
 
 RULES: tuple[tuple[Callable[[_Case], bool], Cause], ...] = (
     (
+        _at(r"(^|/)\.wh\.[^/]*$"),
+        Cause(
+            text="the mark of a removed file that a layer below has: it holds the time of its removal",
+            remedy="empty such a file (`truncate -s 0`) in place of removing it, or keep tools from writing there",
+        ),
+    ),
+    (
         _with_time_inside(r"\.pyc$"),
         Cause(
             text="Python bytecode with the time of its source inside",
@@ -148,9 +155,9 @@ RULES: tuple[tuple[Callable[[_Case], bool], Cause], ...] = (
         ),
     ),
     (
-        lambda case: case.what == {"time"} and case.path == "etc",
+        lambda case: case.what == {"time"} and case.path == "etc" and case.made_by.endswith("# buildkit"),
         Cause(
-            text="BuildKit of engines before 23 touches this folder in every RUN step",
+            text="the time of the build: BuildKit of engines before 23 touches this folder in every RUN step",
             remedy="no RUN in the last stage, only COPY from an earlier one; or a newer engine, or its classic builder",
         ),
     ),
