@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -212,6 +213,20 @@ def test_an_interrupted_verification_leaves_nothing(
     process.stderr.close()
     assert process.wait(30) == 130
     assert tags(engine, name) == []
+
+
+def test_the_documented_way_with_apt_is_repeatable(
+    named: tuple[Project, str], any_builder: str, engine: Engine, repro: Repro
+) -> None:
+    project, _name = named
+    page = (ROOT / "docs" / "repeatable-builds.md").read_text()
+    (dockerfile,) = re.findall(r"```dockerfile\n(.*?)```", page, re.DOTALL)
+    write(project, dockerfile)
+    done = repro("rebuild", "--verify", "--json")
+    assert done.returncode in (0, 1), done.stderr
+    differences = [each["path"] for layer in json.loads(done.stdout)["differences"] for each in layer["differences"]]
+    old = any_builder == "buildx" and int(engine.facts().version.split(".")[0]) < 23
+    assert differences == (["etc"] if old else [])
 
 
 # the shipped Dockerfile -------------------------------------------------------------------------------------------
