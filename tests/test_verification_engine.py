@@ -158,7 +158,7 @@ def test_an_image_that_is_here_and_came_out_otherwise_is_told(
     done = repro("rebuild", "--verify")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "the image that is here has other layers" in done.stdout
-    assert "opt/b  (only in the second)" in done.stdout
+    assert "opt/b  (only in the one that is here)" in done.stdout
     assert (engine.image(tag) or found).id == found.id
 
 

@@ -97,7 +97,7 @@ def verify(
 def _compared(engine: Engine, first: ImageFacts, second: ImageFacts) -> tuple[LayerDifference, ...]:
     if first.layers == second.layers:
         return ()
-    known = {*first.layers} & {*second.layers}
+    known = {one for one, other in zip(first.layers, second.layers, strict=False) if one == other}
     return sameness.compare(sameness.read(engine.save(first.id), known), sameness.read(engine.save(second.id), known))
 
 
@@ -124,7 +124,7 @@ def _verdict(verification: Verification) -> str:
     return f"not repeatable: {len(verification.differences)} of {layers} differ between two builds"
 
 
-def _layer_text(layer: LayerDifference) -> Iterator[str]:
+def _layer_text(layer: LayerDifference, alone: tuple[str, str] = ("first", "second")) -> Iterator[str]:
     count = f"{len(layer.differences):,} of {report.many(layer.paths, 'path')}"
     yield f"  layer {layer.number}  {count} differ  {_instruction(layer.made_by)}"
     if not layer.differences:
@@ -133,7 +133,7 @@ def _layer_text(layer: LayerDifference) -> Iterator[str]:
     groups = [list(group) for _, group in groupby(by_cause, key=lambda each: each.cause)]
     for group in sorted(groups, key=lambda each: (-len(each), each[0].cause)):
         yield f"    {report.many(len(group), 'path')}: {group[0].cause}"
-        yield from (f"      {each.path}  ({_what(each)})" for each in group[:SHOWN])
+        yield from (f"      {each.path}  ({_what(each, alone)})" for each in group[:SHOWN])
         if len(group) > SHOWN:
             yield f"      and {len(group) - SHOWN:,} more (--json lists all)"
         yield f"      try  {group[0].remedy}"
@@ -144,9 +144,9 @@ def _instruction(made_by: str) -> str:
     return shorten(NOISE.sub("", made_by)).strip()
 
 
-def _what(difference: Difference) -> str:
+def _what(difference: Difference, alone: tuple[str, str]) -> str:
     if "there" in difference.what:
-        return "only in the first" if difference.what["there"][0] else "only in the second"
+        return f"only in the {alone[0] if difference.what['there'][0] else alone[1]}"
     return ", ".join(difference.what)
 
 
@@ -160,4 +160,4 @@ def _present_text(verification: Verification) -> Iterator[str]:
     else:
         yield "present     the image that is here has other layers: made by another builder, or of other packages"
         for layer in verification.present_differences:
-            yield from _layer_text(layer)
+            yield from _layer_text(layer, ("new ones", "one that is here"))
