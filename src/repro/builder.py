@@ -8,8 +8,10 @@ import re
 import shutil
 import subprocess
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,6 +20,8 @@ from repro.engine import Engine, translated
 from repro.errors import BadInputError, EngineUnreachableError, EnvironmentUnfitError, ReproError
 from repro.experiment import SecretSource, Value
 
+CONTEXT_SECONDS = 60.0  # after so long a build has read the context that it sent
+OTHER_HOST = "another"  # name of the host that a varied build runs on
 STOP_SECONDS = 5.0
 OUTPUT_LINES = 15  # of the failing step, shown with the error; the log has all
 # what builders say when a base image cannot be had (Docker 20.10 to 28, BuildKit 0.8 to 0.25)
@@ -33,7 +37,9 @@ ENGINE_GONE = re.compile(
 )
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 CLASSIC_STEP = re.compile(r"Step (\d+)/\d+ : (.*)")
+CLASSIC_IMAGE = re.compile(r" ---> ([0-9a-f]{12,64})$")
 CLASSIC_NOISE = re.compile(r" ---> |Removing intermediate container ")
+BUILDKIT_NAMES_HOSTS = 23  # first engine whose BuildKit takes the host name of its steps from a build argument
 BUILDKIT_LINE = re.compile(r"#(\d+) (?:(\[.*?\]) (.*)|(ERROR): .*|\d+\.\d+ (.*))")  # of one step, by its number
 PLUGIN_FOLDERS = [
     f"{root}/docker/cli-plugins" for root in ("/usr/local/lib", "/usr/local/libexec", "/usr/lib", "/usr/libexec")
@@ -59,6 +65,8 @@ class Request(Value, frozen=True, kw_only=True):
     network: str | None
     no_cache: bool
     secrets: dict[str, SecretSource]  # that steps may mount, by id
+    varied: bool = False  # with another host name and on one processor, as far as the builder can
+    traceless: bool = False  # of the classic builder's stages, nothing stays on the engine
 
 
 def buildx() -> str | None:
@@ -87,6 +95,53 @@ def check(engine: Engine, text: str, name: str) -> None:
         )
 
 
+def variations(engine: Engine) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What `varied` changes with the builder of this machine, and what it cannot change."""
+    facts = engine.facts()
+    if not buildx():
+        name = "host name (the classic builder draws one for each step)"
+        one = "one processor"
+        return ((name, one), ()) if facts.cpus > 1 else ((name,), (f"{one} (the engine has no more)",))
+    cpus = "number of processors (BuildKit has no option for it)"
+    if int(facts.version.partition(".")[0] or 0) < BUILDKIT_NAMES_HOSTS:
+        return (), (f"host name (BuildKit of engine {facts.version} has one for all builds)", cpus)
+    return ("host name",), (cpus,)
+
+
+@contextlib.contextmanager
+def cache_left_alone(engine: Engine) -> Iterator[None]:
+    """BuildKit keeps what every step made: what it has more of at the end of the block than at its beginning, it loses.
+
+    What others build at the same time may go with it: they build it again when they need it again.
+    """
+    if not buildx():
+        yield
+        return
+    before = _cached(engine)
+    try:
+        yield
+    finally:
+        added = _cached(engine) - before
+        while added:
+            with translated("clearing the build cache"):
+                for record in added:
+                    engine.client.api.prune_builds(filters={"id": record}, all=True)
+            left = _cached(engine) - before  # a record goes after those that are built on it
+            added = left if len(left) < len(added) else set()
+
+
+def _cached(engine: Engine) -> set[str]:
+    """Ids of what BuildKit keeps. Fresh contexts are left out: a build that loses its own before it reads it fails."""
+    with translated("asking for the build cache"):
+        records = engine.client.api.df().get("BuildCache") or ()
+    limit = datetime.fromtimestamp(time.time() - CONTEXT_SECONDS, timezone.utc).isoformat()[:19]
+    return {
+        str(record["ID"])
+        for record in records
+        if "buildkit-session" not in record["Description"] or record["CreatedAt"][:19] < limit
+    }
+
+
 class _StepError(Exception):
     """A builder gave up: what it said, and of which step."""
 
@@ -109,7 +164,7 @@ def build(
         EnvironmentUnfitError: the base cannot be had, or the engine refuses.
         EngineUnreachableError: the engine went away in the middle.
     """
-    lines = _with_buildx(engine, request) if buildx() else _classic(engine, request)
+    lines = _with_buildx(engine, request) if buildx() else _with_classic(engine, request)
     with _log(log) as file, contextlib.closing(lines):
         try:
             for line in map(masked, lines):
@@ -137,12 +192,32 @@ def _log(path: Path | None) -> Iterator[IO[str] | None]:
         yield file
 
 
-def _classic(engine: Engine, request: Request) -> Generator[str, None, None]:
+def _with_classic(engine: Engine, request: Request) -> Generator[str, None, None]:
     """The lines of a build by the engine itself."""
+    transcript = _Transcript(request.text)
+    try:
+        yield from _classic(engine, request, transcript)
+    finally:
+        if request.traceless:
+            _remove(engine, transcript.left_over())
+
+
+def _remove(engine: Engine, images: Iterable[str]) -> None:
+    """Remove images without a tag, newest first; one that something else needs stays, as does a base below them."""
+    import docker.errors
+
+    with translated("removing what the builder left"):
+        for image in images:
+            with contextlib.suppress(docker.errors.APIError):
+                engine.client.api.remove_image(image, noprune=True)
+
+
+def _classic(engine: Engine, request: Request, transcript: _Transcript) -> Generator[str, None, None]:
     options: dict[str, Any] = {}
     if request.platform.split("/")[:2] != engine.facts().platform.split("/")[:2]:
         options["platform"] = request.platform  # engines before 23 refuse the word without a need
-    transcript = _Transcript(request.text)
+    if request.varied and engine.facts().cpus > 1:
+        options["container_limits"] = {"cpusetcpus": "0"}
     try:
         with translated("building the image"), _piped(request.context) as context:
             stream = engine.client.api.build(
@@ -179,6 +254,7 @@ class _Transcript:
         self._text = text  # of the Dockerfile
         self._step, self._instruction = 0, ""
         self._output: deque[str] = deque(maxlen=OUTPUT_LINES)
+        self._stages: list[list[str]] = [[]]  # ids of the images that the steps of each made
         self.whole = False  # it said that the image is there
         self.failure: _StepError | None = None  # it said that it gave up
 
@@ -191,6 +267,10 @@ class _Transcript:
                 self._output.clear()
                 if begun[2].startswith("LABEL repro."):  # it repeats our labels, of up to 64 KiB
                     line = f"{line[:100]}..."
+                if begun[2].upper().startswith("FROM "):
+                    self._stages.append([])
+            elif (made := CLASSIC_IMAGE.match(line)) and not self._instruction.upper().startswith("FROM "):
+                self._stages[-1].append(made[1])
             elif line and not CLASSIC_NOISE.match(line):
                 self._output.append(line)
             self.whole = self.whole or line.startswith("Successfully built")
@@ -201,6 +281,11 @@ class _Transcript:
             message = (event.get("errorDetail") or {}).get("message") or event["error"]
             line_number = dockerfile.line_of_step(self._text, self._step)
             self.failure = _StepError(message, self._instruction, line_number, self._output)
+
+    def left_over(self) -> list[str]:
+        """Ids of the images that have no tag, newest first: of all stages but the one that became the image."""
+        stages = self._stages[:-1] if self.whole else self._stages
+        return [made for stage in reversed(stages) for made in reversed(stage)]
 
 
 def _with_buildx(engine: Engine, request: Request) -> Generator[str, None, None]:
@@ -240,6 +325,7 @@ def _buildx_command(request: Request) -> list[str]:
     command = [*_buildx_program(), "build", "--builder=default", "--load", "--progress=plain", "--provenance=false"]
     command += [f"--tag={request.tag}", f"--file={request.dockerfile}", f"--platform={request.platform}"]
     command += [f"--build-arg={key}={value}" for key, value in request.build_args.items()]
+    command += [f"--build-arg=BUILDKIT_SANDBOX_HOSTNAME={OTHER_HOST}"] if request.varied else []
     command += [f"--label={key}={value}" for key, value in request.labels.items()]
     command += [f"--target={request.target}"] if request.target else []
     command += [f"--network={request.network}"] if request.network else []

@@ -222,8 +222,12 @@ class Engine:
     def load(self, tar: BinaryIO) -> str:
         """Load an image archive (`docker save`'s format); the id of its image."""
         with translated("loading an image"):
-            images = self.client.images.load(tar)
-        return str(images[0].id)
+            return str(self.client.images.load(tar)[0].id)
+
+    def save(self, ref: str) -> Iterator[bytes]:
+        """An image as its archive (`docker save`), in pieces."""
+        with translated(f"reading image {ref}"):
+            yield from self.client.api.get_image(ref)
 
     def pull(self, ref: str, say: Callable[[str], None]) -> ImageFacts:
         """Fetch an image from its registry.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from repro import assembly, builder, context, inputs, repodigest
 from repro import base as bases
 from repro.assembly import FromHost
 from repro.engine import Engine
-from repro.errors import EnvironmentUnfitError
+from repro.errors import EngineUnreachableError, EnvironmentUnfitError
 from repro.experiment import Value
 from repro.imagefacts import ImageFacts
 from repro.project import cache_folder, user_name
@@ -30,7 +30,7 @@ Gather = Callable[[], FromHost]  # called only when there is something to build
 
 def nothing() -> FromHost:
     """For builds that need nothing of the host."""
-    return FromHost(files={}, secrets={})
+    return FromHost(files={"README": assembly.README}, secrets={})
 
 
 class Image(Value, frozen=True, kw_only=True):
@@ -95,7 +95,8 @@ def ensure(
         with _one_at_a_time(spec, say):
             found = None if force else present(spec, engine.image)  # another process may have built it
             if found is None:
-                found = _build(spec, engine, gather(), say=say, build_log=build_log, no_cache=no_cache, pull=pull)
+                how = How(no_cache=no_cache, pull=pull)
+                found = _build(spec, engine, gather(), how, say=say, build_log=build_log)
                 return _image(spec, found, built=True, seconds=time.monotonic() - begun)
     return _image(spec, found, built=False, seconds=time.monotonic() - begun)
 
@@ -128,28 +129,61 @@ def _one_at_a_time(spec: ImageSpec, say: Callable[[str], None]) -> Iterator[None
         lock.release()
 
 
+class How(Value, frozen=True, kw_only=True):
+    """How a build is done; nothing of it is part of the hash."""
+
+    no_cache: bool = False
+    pull: bool = False
+    trial: bool = False  # to look at, and to be forgotten: no layer of it is to be used again
+    varied: bool = False  # with another host name and so on: see `builder.variations`
+
+
 def _build(
-    spec: ImageSpec,
-    engine: Engine,
-    host: FromHost,
-    *,
-    say: Callable[[str], None],
-    build_log: Path | None,
-    no_cache: bool,
-    pull: bool,
+    spec: ImageSpec, engine: Engine, host: FromHost, how: How, *, say: Callable[[str], None], build_log: Path | None
 ) -> ImageFacts:
+    with built(spec, engine, host, how, say=say, build_log=build_log) as found:
+        engine.tag(found.id, spec.tag)
+    tagged = engine.image(spec.tag)
+    assert tagged is not None  # noqa: S101 - it was tagged two lines above
+    return tagged
+
+
+@contextmanager
+def built(
+    spec: ImageSpec, engine: Engine, host: FromHost, how: How, *, say: Callable[[str], None], build_log: Path | None
+) -> Iterator[ImageFacts]:
+    """What a build gives, under another name than the spec's, which is gone at the end of the block.
+
+    So that only what is whole and checked gets the spec's tag: a build that fails or is killed leaves none.
+    """
+    request = _request(spec, engine, host, how, say)
+    try:
+        builder.build(engine, request, say=say, log=build_log, masked=assembly.mask(host.secrets))
+        found = accepted(spec, engine.image(request.tag))
+        if found is None:
+            raise EnvironmentUnfitError(
+                f"the engine built something else than {spec.tag}",
+                evidence=[f"label {SPEC_LABEL} or platform of {request.tag} is not what was asked for"],
+                hints=["`repro rebuild --no-cache`; does the Dockerfile set the label itself?"],
+            )
+        yield found
+    finally:
+        with suppress(EngineUnreachableError):  # which has been raised before
+            if engine.image(request.tag):
+                engine.remove_image(request.tag)
+
+
+def _request(spec: ImageSpec, engine: Engine, host: FromHost, how: How, say: Callable[[str], None]) -> builder.Request:
     builder.check(engine, spec.dockerfile_text, spec.dockerfile)
     substitutes = _as_locked(spec, engine, say)
     pinned = substitutes.get(spec.base_reference) or spec.pins.get(spec.base_reference)
     recipe = None if pinned else spec.bootstrap
-    reference, base = bases.resolve(pinned or spec.base, recipe, engine, say=say, pull=pull and not pinned)
+    reference, base = bases.resolve(pinned or spec.base, recipe, engine, say=say, pull=how.pull and not pinned)
     if spec.bootstrap and not _same_platform(base, spec):
         raise EnvironmentUnfitError(
             f"the base that is made here is for {base.platform}, and {spec.platform} is asked for",
             hints=[f"`image.platform={base.platform}`, or a base from a registry"],
         )
-    # under another name until it is whole and checked: a build that fails or is killed leaves no tag of a spec
-    temporary = f"{spec.name}:building-{secrets.token_hex(6)}"
     labels = {
         USER_LABEL: user_name(),
         SPEC_LABEL: spec.digest,
@@ -158,8 +192,8 @@ def _build(
     }
     say(f"building {spec.tag}")
     files = assembly.files(spec, substitutes)
-    request = builder.Request(
-        tag=temporary,
+    return builder.Request(
+        tag=f"{spec.name}:building-{secrets.token_hex(6)}",
         dockerfile=spec.dockerfile,
         text=next(file.content for file in files if file.path == spec.dockerfile).decode(),
         context=partial(context.write, files=files, from_host=host.files if spec.uses_host else {}),
@@ -168,25 +202,11 @@ def _build(
         platform=spec.platform,
         target=spec.target,
         network=spec.network,
-        no_cache=no_cache,
+        no_cache=how.no_cache,
         secrets=host.secrets,
+        varied=how.varied,
+        traceless=how.trial,
     )
-    builder.build(engine, request, say=say, log=build_log, masked=assembly.mask(host.secrets))
-    try:
-        found = accepted(spec, engine.image(temporary))
-        if found is None:
-            raise EnvironmentUnfitError(
-                f"the engine built something else than {spec.tag}",
-                evidence=[f"label {SPEC_LABEL} or platform of {temporary} is not what was asked for"],
-                hints=["`repro rebuild --no-cache`; does the Dockerfile set the label itself?"],
-            )
-        engine.tag(temporary, spec.tag)
-    finally:
-        if engine.image(temporary):
-            engine.remove_image(temporary)
-    tagged = engine.image(spec.tag)
-    assert tagged is not None  # noqa: S101 - it was tagged two lines above
-    return tagged
 
 
 def _as_locked(spec: ImageSpec, engine: Engine, say: Callable[[str], None]) -> dict[str, str]:

@@ -19,6 +19,8 @@ from repro.errors import BadInputError, ExitCode, RefusedError
 from repro.project import Project, cache_folder, ignored_folder, user_name
 
 if TYPE_CHECKING:
+    from repro.assembly import FromHost
+    from repro.experiment import BuildConfig
     from repro.imagefacts import ImageFacts
     from repro.predecessor import Explanation
     from repro.spec import ImageSpec
@@ -41,6 +43,9 @@ def register(add: Add) -> None:
     mode.add_argument("--if-changed", action="store_true", help="do nothing when the image is there")
     mode.add_argument("--check", action="store_true", help="only answer: exit 0 up to date, 1 out of date")
     mode.add_argument("--explain", action="store_true", help="the same answer, and what changed since which image")
+    mode.add_argument(
+        "--verify", action="store_true", help="build twice, keep neither: exit 0 the same layers, 1 others, and why"
+    )
     command.add_argument("--no-cache", action="store_true", help="build every step again")
     command.add_argument("--pull", action="store_true", help="ask the registry for a newer base first")
     command.add_argument("-v", "--verbose", action="store_true", help="stream the build's output")
@@ -69,6 +74,8 @@ def rebuild(args: argparse.Namespace, display: Display) -> int:
             print(_answer(args, project, spec, present))
             return ExitCode.OK if present else ExitCode.NO
         display.line(f"because  {_explained(project, spec, None).first()}")
+    if args.verify:
+        return _verify(args, project, spec, build, display)
     from repro import ledger
 
     engine = connect()
@@ -93,6 +100,20 @@ def rebuild(args: argparse.Namespace, display: Display) -> int:
     else:
         print("  ".join([made.tag, report.short(made.id), *([floating.text(open_pieces)] if open_pieces else [])]))
     return ExitCode.OK
+
+
+def _verify(args: argparse.Namespace, project: Project, spec: ImageSpec, build: BuildConfig, display: Display) -> int:
+    """Whether the image comes out the same when it is built again."""
+    from repro import assembly, verification
+    from repro.engine import connect
+
+    def gather(say: Callable[[str], None]) -> FromHost:
+        return assembly.gather(spec, build, project.root, cache_folder(), say, progress=display.live)
+
+    logs = ignored_folder(project.scratch) / "logs"
+    found = verification.verify(spec, connect(), gather, display, logs=logs, pull=args.pull)
+    print(report.as_json(found) if args.json else verification.text(found))
+    return ExitCode.OK if found.identical else ExitCode.NO
 
 
 def _answer(args: argparse.Namespace, project: Project, spec: ImageSpec, present: ImageFacts | None) -> str:
