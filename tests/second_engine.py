@@ -1,17 +1,21 @@
 """A second, real Docker Engine for tests: with two GPUs that are not there, or to be killed in the middle of a run.
 
 It has a network namespace of its own, so nothing of the first engine's bridge or firewall is touched, and it ends with
-the namespace. Its containers reach no network: use `network=none`. Needs root and dockerd.
+the namespace. Its containers reach no network: use `network=none`. With `host_network` the daemon reaches this machine
+and what this machine reaches, on a bridge of its own. Needs root and dockerd.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
+import secrets
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -38,11 +42,20 @@ def require_root() -> None:
 
 
 @contextmanager
-def second_engine(*, gpus: int | None = 2, options: Mapping[str, Any] | None = None) -> Iterator[SecondEngine]:
-    """A started engine; everything of it is gone afterwards. `gpus` None: without the shim; `options`: daemon.json."""
+def second_engine(
+    *,
+    gpus: int | None = 2,
+    options: Mapping[str, Any] | None = None,
+    path: str | None = None,
+    host_network: bool = False,
+) -> Iterator[SecondEngine]:
+    """A started engine; everything of it is gone afterwards.
+
+    `gpus` None: without the shim; `options`: daemon.json; `path`: where its programs are looked for, instead of PATH.
+    """
     require_root()
     folder = Path(tempfile.mkdtemp(prefix="engine-"))  # short: a socket's path has 107 bytes
-    engine = SecondEngine(folder, gpus=gpus, options=options or {})
+    engine = SecondEngine(folder, gpus=gpus, options=options or {}, path=path, host_network=host_network)
     try:
         engine.start()
         yield engine
@@ -53,8 +66,18 @@ def second_engine(*, gpus: int | None = 2, options: Mapping[str, Any] | None = N
 class SecondEngine:
     """A daemon with all of its state in one folder."""
 
-    def __init__(self, folder: Path, *, gpus: int | None, options: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        gpus: int | None,
+        options: Mapping[str, Any],
+        path: str | None = None,
+        host_network: bool = False,
+    ) -> None:
         self.folder, self.gpus = folder, gpus
+        self.path = path or os.environ.get("PATH", os.defpath)
+        self._bridge = f"repro{secrets.token_hex(4)}" if host_network else None
         self.url = f"unix://{folder}/engine.sock"
         self.log = folder / "dockerd.log"
         self._hook_log = folder / "gpu-hook.jsonl"
@@ -69,11 +92,15 @@ class SecondEngine:
         self._end_processes("containerd", "--config")
         (folder / "dockerd.pid").unlink(missing_ok=True)
         (folder / "exec" / "containerd" / "containerd.pid").unlink(missing_ok=True)
-        argv = ["unshare", "--net", "dockerd", "--host", self.url, "--config-file", str(folder / "daemon.json")]
+        # unshare becomes dockerd: what we started is what we stop, and no pid file has to be believed
+        argv = ["dockerd"] if self._bridge else ["unshare", "--net", "dockerd"]
+        if self._bridge:
+            _add_bridge(self._bridge)
+            argv.append(f"--bridge={self._bridge}")  # `none` would take the first engine's away
+        argv += ["--host", self.url, "--config-file", str(folder / "daemon.json")]
         argv += ["--data-root", str(folder / "data"), "--exec-root", str(folder / "exec")]
         argv += ["--pidfile", str(folder / "dockerd.pid"), "--iptables=false", "--ip6tables=false"]
         with self.log.open("ab") as log:
-            # unshare becomes dockerd: what we started is what we stop, and no pid file has to be believed
             self._daemon = subprocess.Popen(
                 argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self._environment(), start_new_session=True
             )
@@ -129,13 +156,16 @@ class SecondEngine:
         self._end_processes()
         for mount in sorted(self._mounts(), reverse=True):
             subprocess.run(["umount", "--lazy", mount], check=False, capture_output=True)
+        if self._bridge:
+            _remove_bridge(self._bridge)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _environment(self) -> dict[str, str]:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("DOCKER_")}
+        environment["PATH"] = self.path
         if self.gpus is None:
             return environment
-        path = [str(SHIM), str(Path(sys.executable).parent), environment.get("PATH", os.defpath)]
+        path = [str(SHIM), str(Path(sys.executable).parent), self.path]
         return environment | {
             "PATH": os.pathsep.join(path),
             "FAKE_NVIDIA_LOG": str(self._hook_log),
@@ -182,3 +212,25 @@ class SecondEngine:
         lines = Path("/proc/self/mountinfo").read_text().splitlines()
         points = [line.split()[4] for line in lines]
         return [point for point in points if point.startswith(f"{self.folder}/")]
+
+
+# what `ip link` and `ip address` do, which a machine need not have (linux/sockios.h)
+ADD_BRIDGE, REMOVE_BRIDGE, SET_FLAGS, SET_ADDRESS, SET_NETMASK = 0x89A0, 0x89A1, 0x8914, 0x8916, 0x891C
+
+
+def _add_bridge(name: str) -> None:
+    """A bridge with an address of its own, where there is none of this name."""
+    if name in (known for _index, known in socket.if_nameindex()):
+        return
+    address = f"10.213.{secrets.randbelow(254) + 1}.1"
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        fcntl.ioctl(control, ADD_BRIDGE, name.encode() + b"\0")
+        for order, value in ((SET_ADDRESS, address), (SET_NETMASK, "255.255.255.0")):
+            request = struct.pack("16sHH4s8x", name.encode(), socket.AF_INET, 0, socket.inet_aton(value))
+            fcntl.ioctl(control, order, request)
+
+
+def _remove_bridge(name: str) -> None:
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        fcntl.ioctl(control, SET_FLAGS, struct.pack("16sH14x", name.encode(), 0))  # down
+        fcntl.ioctl(control, REMOVE_BRIDGE, name.encode() + b"\0")
