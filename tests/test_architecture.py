@@ -16,7 +16,8 @@ ROWS = (
     "errors experiment project record manifest",
     "config",
     "repository lfs checkout source",
-    "download endpoint refusal engine dockerfile context builder base pylock spec assembly inputs image lockfile",
+    "download endpoint refusal engine registry dockerfile context builder base pylock spec assembly inputs",
+    "image lockfile oci distribution",
     "explain floating resolve",
     "data",
     "plan terminal pump runner",
@@ -31,7 +32,7 @@ LAYERS = [module for row in ROWS for module in row.split()]
 
 # A foreign library is imported by its door alone; everybody else speaks our values.
 DOORS = {
-    "docker": {"engine", "endpoint", "builder"},
+    "docker": {"engine", "endpoint", "builder", "registry"},
     "git": {"source", "repository", "checkout"},
     "hydra": {"config"},
     "omegaconf": {"config"},

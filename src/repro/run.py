@@ -188,14 +188,14 @@ class Session:
         if self.only_look:
             made = image.look(spec, self.engine)
             if not made.id:
-                self.display.notice(f"{made.tag} is missing: the run would build it")
+                self.display.notice(f"{made.tag} is missing: the run would {'pull' if spec.pushed else 'build'} it")
             return made
         with self.display.step("image") as step:
             log = ignored_folder(self.project.scratch) / "logs" / f"build-{spec.digest[:16]}.log"
             live = self.display.live
             gather = partial(assembly.gather, spec, build, self.project.root, cache_folder(), step.say, progress=live)
             made = image.ensure(spec, self.engine, say=step.say, build_log=log, gather=gather)
-            step.detail = f"{made.tag} {'built' if made.built else 'present'}"
+            step.detail = f"{made.tag} {made.origin}"
         if self.locked:
             lockfile.require(lockfile.read(self.project.lock), spec, made)
         return made
