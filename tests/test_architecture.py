@@ -17,8 +17,8 @@ ROWS = (
     "config",
     "repository lfs checkout source",
     "causes sameness",
-    "download endpoint refusal repodigest imagefacts engine dockerfile context builder base pylock spec assembly",
-    "inputs image lockfile explain floating resolve probe inventory sbom ledger",
+    "download endpoint refusal repodigest imagefacts engine registry dockerfile context builder base pylock spec",
+    "assembly inputs image lockfile oci distribution explain floating resolve probe inventory sbom ledger",
     "data",
     "plan terminal pump runner",
     "journal store view tracking publication publisher",
@@ -32,7 +32,7 @@ LAYERS = [module for row in ROWS for module in row.split()]
 
 # A foreign library is imported by its door alone; everybody else speaks our values.
 DOORS = {
-    "docker": {"engine", "endpoint", "builder", "probe"},
+    "docker": {"engine", "endpoint", "builder", "probe", "registry"},
     "git": {"source", "repository", "checkout"},
     "hydra": {"config"},
     "omegaconf": {"config"},

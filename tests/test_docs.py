@@ -18,7 +18,7 @@ LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 def verbs() -> set[str]:
     """Those that `repro --help` lists."""
     (listed,) = re.findall(r"^  \{?VERB\}?\n((?:    .*\n)+)", cli.parser().format_help(), re.MULTILINE)
-    return set(re.findall(r"^    (\w+)", listed, re.MULTILINE))
+    return set(re.findall(r"^    ([\w-]+)", listed, re.MULTILINE))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -29,7 +29,7 @@ def test_links_to_files_lead_to_files(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_verb_that_is_named_exists(page: Path) -> None:
-    named = set(re.findall(r"(?:^|[`;(] ?)repro ([a-z]+)", page.read_text(), re.MULTILINE))
+    named = set(re.findall(r"(?:^|[`;(] ?)repro ([a-z]+(?:-[a-z]+)*)", page.read_text(), re.MULTILINE))
     assert named - verbs() == set()
 
 

@@ -141,6 +141,48 @@ def test_each_difference_is_named_by_its_path(key: str) -> None:
     assert lockfile.conflicts(lock, SPEC, IMAGE) == [f"image.debian.{key}: locked other, found {getattr(ENTRY, key)}"]
 
 
+PUSHED = msgspec.structs.replace(IMAGE, digest="reg.example.com/my-tf@sha256:3")
+WITH_REGISTRY = msgspec.structs.replace(SPEC, registry="reg.example.com")
+
+
+def test_a_repo_digest_is_noted_and_names_what_is_pulled(tmp_path: Path) -> None:
+    path = tmp_path / "repro.lock"
+    lockfile.note(path, PUSHED)
+    assert lockfile.read(path).images["debian"].digest == PUSHED.digest
+    assert lockfile.pushed(lockfile.read(path), WITH_REGISTRY) == PUSHED.digest
+    moved = msgspec.structs.replace(SPEC, registry="other:5000/team")
+    assert lockfile.pushed(lockfile.read(path), moved) == "other:5000/team/my-tf@sha256:3"
+
+
+def test_nothing_is_pulled_without_a_registry_a_digest_or_for_another_spec() -> None:
+    lock = lockfile.updated(Lock(), PUSHED)
+    assert lockfile.pushed(lock, SPEC) is None
+    assert lockfile.pushed(LOCK, WITH_REGISTRY) is None
+    assert lockfile.pushed(lock, msgspec.structs.replace(WITH_REGISTRY, platform="linux/arm64")) is None
+    assert lockfile.pushed(Lock(), WITH_REGISTRY) is None
+
+
+def test_a_locked_digest_stays_with_its_image_and_with_no_other() -> None:
+    lock = lockfile.updated(Lock(), PUSHED)
+    assert lockfile.updated(lock, IMAGE) == lock  # the same id, on an engine that got it as a file
+    elsewhere = msgspec.structs.replace(PUSHED, digest="localhost:5000/my-tf@sha256:3")
+    assert lockfile.updated(lock, elsewhere) == lock
+    other = msgspec.structs.replace(IMAGE, id="sha256:4")
+    assert lockfile.updated(lock, other).images["debian"].digest is None
+
+
+def test_the_id_may_differ_where_the_repo_digest_is_the_same() -> None:
+    """Image stores count the same image differently."""
+    lock = lockfile.updated(Lock(), PUSHED)
+    other = msgspec.structs.replace(PUSHED, id="sha256:4")
+    assert lockfile.conflicts(lock, WITH_REGISTRY, other) == []
+    unknown = msgspec.structs.replace(other, digest=None)
+    assert lockfile.conflicts(lock, WITH_REGISTRY, unknown) == [f"image.debian.id: locked {IMAGE.id}, found sha256:4"]
+    with pytest.raises(RefusedError) as caught:
+        lockfile.require(lock, msgspec.structs.replace(WITH_REGISTRY, pushed=PUSHED.digest), unknown)
+    assert "`repro rebuild --pull`" in str(caught.value)
+
+
 def test_before_the_image_is_there_only_the_spec_is_compared() -> None:
     lock = Lock(images={"debian": msgspec.structs.replace(ENTRY, id="other", base_resolved="other")})
     assert lockfile.conflicts(lock, SPEC) == []

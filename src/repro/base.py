@@ -25,7 +25,7 @@ from typing import IO
 
 import msgspec
 
-from repro import repodigest
+from repro import registry, repodigest
 from repro.engine import Engine
 from repro.errors import EnvironmentUnfitError
 from repro.experiment import BaseRecipe
@@ -41,6 +41,7 @@ CA_STOCK = Path("/usr/share/ca-certificates")
 CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
 LEFT_OUT = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/usr/share/info/*")
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+OTHER_VARIANT = "`repro doctor --write` looks what is reachable, and notes the image variant that works here"
 EPOCH = "1970-01-01T00:00:00Z"
 Say = Callable[[str], None]
 
@@ -56,7 +57,7 @@ def resolve(
     if recipe is not None:
         return tag_of(recipe), _ensured(recipe, engine, say=say, anew=pull)
     found = None if pull else engine.image(asked)
-    found = found or engine.pull(asked, say)
+    found = found or registry.pull(engine, asked, say, hints=[OTHER_VARIANT])
     confirm(asked, found, engine)
     # builders take a repo digest, or a name; an image that no registry has seen has the name alone
     return repo_digest(asked, found) or asked, found
@@ -81,7 +82,7 @@ def confirm(asked: str, base: ImageFacts, engine: Engine) -> None:
     for digest in _of_repository(asked, base):
         if digest != asked and not repodigest.known(base.id, [digest]):
             with contextlib.suppress(EnvironmentUnfitError):
-                engine.registry_digest(digest)
+                registry.look(engine, digest)
                 repodigest.note(digest)
 
 

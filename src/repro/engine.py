@@ -10,14 +10,16 @@ import json
 import os
 import socket
 import urllib.parse
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, BinaryIO
 
-from repro import endpoint, imagefacts, refusal, repodigest
-from repro.errors import EngineUnreachableError, EnvironmentUnfitError
+from repro import endpoint, imagefacts, refusal
+from repro.errors import BadInputError, EngineUnreachableError, EnvironmentUnfitError
 from repro.experiment import Value
 from repro.imagefacts import ImageFacts
+
+SILENT_SECONDS = 3600.0  # that an engine may need for a large image without a word
 
 
 class EngineFacts(Value, frozen=True, kw_only=True):
@@ -77,6 +79,7 @@ def connect(timeout: int = 60) -> Engine:
 
     Raises:
         EngineUnreachableError: none answers there.
+        BadInputError: the credentials in the Docker configuration are damaged, which the SDK reads at once.
     """
     import docker
 
@@ -85,6 +88,14 @@ def connect(timeout: int = 60) -> Engine:
         client = docker.from_env(timeout=timeout, environment={**os.environ, "DOCKER_HOST": host})
         client.ping()
     except Exception as error:
+        if isinstance(error, ValueError) and not isinstance(error, OSError):
+            raise BadInputError(
+                "the Docker configuration has credentials that cannot be read",
+                evidence=[str(error)],
+                hints=[
+                    "`docker logout` and `docker login` write them anew, in ~/.docker/config.json or $DOCKER_CONFIG"
+                ],
+            ) from None
         raise endpoint.unreachable(host, error) from error
     return Engine(client, host)
 
@@ -158,7 +169,7 @@ class Engine:
     """One engine, connected."""
 
     def __init__(self, client: Any, host: str) -> None:
-        self.client = client  # docker.DockerClient; `builder` and `probe` share it, nobody else
+        self.client = client  # docker.DockerClient; `builder`, `probe` and `registry` share it, nobody else
         self.host_url = host
 
     def facts(self) -> EngineFacts:
@@ -219,67 +230,39 @@ class Engine:
         with translated(f"removing image {ref}"):
             self.client.api.remove_image(ref, force=force)
 
+    @contextmanager
+    def patient(self) -> Iterator[Any]:
+        """The SDK's client for what takes long: old engines collect a whole image before they send its first byte."""
+        api = self.client.api
+        usual, api.timeout = api.timeout, SILENT_SECONDS
+        try:
+            yield api
+        finally:
+            api.timeout = usual
+
     def load(self, tar: BinaryIO) -> str:
-        """Load an image archive (`docker save`'s format); the id of its image."""
-        with translated("loading an image"):
-            return str(self.client.images.load(tar)[0].id)
-
-    def save(self, ref: str) -> Iterator[bytes]:
-        """An image as its archive (`docker save`), in pieces."""
-        with translated(f"reading image {ref}"):
-            yield from self.client.api.get_image(ref)
-
-    def pull(self, ref: str, say: Callable[[str], None]) -> ImageFacts:
-        """Fetch an image from its registry.
+        """Load an image archive (`docker save`'s format); the id of its image.
 
         Raises:
-            EnvironmentUnfitError: unknown there, not allowed, or the registry cannot be reached.
+            EnvironmentUnfitError: the engine finds no image in it, or cannot take it.
         """
         import docker.errors
 
-        say(f"pulling {ref}")
-        failure = ""
-        try:
-            with translated(f"pulling {ref}"):
-                for event in self.client.api.pull(ref, stream=True, decode=True):
-                    failure = event.get("error") or event.get("errorDetail", {}).get("message") or failure
-                    if event.get("status", "").startswith("Digest: "):
-                        repodigest.note(f"{repodigest.repository(ref)}@{event['status'].removeprefix('Digest: ')}")
-                    if event.get("status", "").startswith(("Pull complete", "Status", "Digest")):
-                        say(" ".join(filter(None, (event.get("id"), event["status"]))))
-        except EngineUnreachableError:
-            raise
-        except (EnvironmentUnfitError, docker.errors.DockerException) as error:
-            failure = "\n".join(getattr(error, "evidence", ())) or str(error)
-        image = None if failure else self.image(ref)
-        if image is None:
-            raise EnvironmentUnfitError(
-                f"image {ref} cannot be pulled",
-                evidence=[failure or "the engine does not hold it after the pull"],
-                hints=[
-                    "check the name, the network and `docker login`",
-                    "`repro doctor --write` looks what is reachable, and notes the image variant that works here",
-                ],
-            )
-        return image
+        with translated("loading an image"), self.patient():
+            try:
+                images = self.client.images.load(tar)
+            except docker.errors.ImageLoadError as error:
+                raise EnvironmentUnfitError("the engine could not load the image", evidence=[str(error)]) from error
+        if not images:
+            raise EnvironmentUnfitError("the engine found no image in the archive")
+        return str(images[0].id)
 
-    def registry_digest(self, ref: str) -> str:
-        """The digest that a registry has for a reference now; nothing is fetched.
-
-        Raises:
-            EnvironmentUnfitError: unknown there, not allowed, or the registry cannot be reached.
-        """
-        try:
-            with translated(f"asking the registry for {ref}"):
-                return str(self.client.api.inspect_distribution(ref)["Descriptor"]["digest"])
-        except EngineUnreachableError:
-            raise
-        except EnvironmentUnfitError as error:
-            raise EnvironmentUnfitError(
-                f"the registry does not tell the digest of {ref}",
-                evidence=error.evidence,
-                hints=["check the name, the network and `docker login`", "`repro doctor` looks what is reachable"],
-            ) from error
+    def save(self, ref: str) -> Iterator[bytes]:
+        """`docker save` of an image, in pieces."""
+        with translated(f"saving image {ref}"):
+            with self.patient() as api:
+                chunks = api.get_image(ref)
+            yield from chunks
 
     # containers --------------------------------------------------------------------------------------------
 

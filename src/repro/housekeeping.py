@@ -13,8 +13,7 @@ from pathlib import Path
 from repro.engine import Engine
 from repro.errors import EngineUnreachableError, EnvironmentUnfitError, ReproError
 from repro.experiment import Value
-from repro.image import SPEC_LABEL, USER_LABEL
-from repro.imagefacts import ImageFacts
+from repro.image import SPEC_LABEL, USER_LABEL, own_tag
 from repro.lockfile import Lock
 from repro.project import cache_folder
 from repro.record import folders, write_atomic
@@ -84,7 +83,7 @@ def images(engine: Engine, runs: Path | None) -> tuple[Row, ...]:
     busy = engine.image_ids_in_use()
     rows = [
         Row(
-            tag=_own_tag(found),
+            tag=own_tag(found) or (found.tags[0] if found.tags else found.id),
             id=found.id,
             spec=found.labels[SPEC_LABEL],
             size=found.size,
@@ -96,12 +95,6 @@ def images(engine: Engine, runs: Path | None) -> tuple[Row, ...]:
         for found in engine.images(SPEC_LABEL)
     ]
     return tuple(sorted(rows, key=lambda row: row.created, reverse=True))
-
-
-def _own_tag(image: ImageFacts) -> str:
-    """The tag that `repro` gave it: others are the user's, and stay."""
-    version = ":" + image.labels[SPEC_LABEL][:16]
-    return next((tag for tag in image.tags if tag.endswith(version)), image.tags[0] if image.tags else image.id)
 
 
 def time_of(text: str) -> datetime:
@@ -134,6 +127,17 @@ def plan_prune(rows: Sequence[Row], lock: Lock, *, user: str, force: bool = Fals
     return Plan(removed=tuple(removed), kept=tuple(kept))
 
 
+def _remove(engine: Engine, row: Row) -> None:
+    """All names that `repro` gave an image: it has one for the registry, too, and perhaps digests without a tag."""
+    found = engine.image(row.id)
+    own = [tag for tag in (found.tags if found else ()) if tag.endswith(f":{row.spec[:16]}")]
+    for tag in own or [row.tag]:
+        engine.remove_image(tag)
+    left = engine.image(row.id)
+    if left and not left.tags:
+        engine.remove_image(row.id, force=True)  # several repositories may know it by its digest
+
+
 def prune(engine: Engine, plan: Plan) -> None:
     """Remove what the plan says; what the engine will not give up does not keep the rest.
 
@@ -144,7 +148,7 @@ def prune(engine: Engine, plan: Plan) -> None:
     refused = []
     for row in plan.removed:
         try:
-            engine.remove_image(row.tag)
+            _remove(engine, row)
         except EngineUnreachableError:
             raise
         except EnvironmentUnfitError as error:

@@ -9,7 +9,9 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
-from repro import assembly, builder, context, inputs, repodigest
+import msgspec
+
+from repro import assembly, builder, context, inputs, registry, repodigest
 from repro import base as bases
 from repro.assembly import FromHost
 from repro.engine import Engine
@@ -23,6 +25,7 @@ SPEC_LABEL = "repro.spec"
 BASE_LABEL = "repro.base"
 USER_LABEL = "repro.user"  # who built it: whose runs may need it
 MANIFEST_LABEL = "repro.manifest"  # what the hash was made of, so that a difference can be explained later
+BUILD_HERE = "`repro rebuild --no-pull` builds it here"
 
 
 Gather = Callable[[], FromHost]  # called only when there is something to build
@@ -45,11 +48,17 @@ class Image(Value, frozen=True, kw_only=True):
     platform: str
     digest: str | None  # a repo digest; only images that a registry has seen have one
     built: bool
+    pulled: bool = False
     seconds: float
     manifest: str | None = None  # digest of the platform's manifest, where the engine keeps one
     config: str | None = None  # digest of the configuration, where the engine tells
     layers: tuple[str, ...] = ()  # diff ids
     content: str = ""  # one sha256 over the diff ids
+
+    @property
+    def origin(self) -> str:
+        """Where it came from just now."""
+        return "built" if self.built else "pulled" if self.pulled else "present"
 
 
 def accepted(spec: ImageSpec, found: ImageFacts | None) -> ImageFacts | None:
@@ -57,6 +66,13 @@ def accepted(spec: ImageSpec, found: ImageFacts | None) -> ImageFacts | None:
     if found is None or found.labels.get(SPEC_LABEL) != spec.digest or not _same_platform(found, spec):
         return None
     return found
+
+
+def own_tag(found: ImageFacts) -> str | None:
+    """The tag that `repro` gave an image here; the one for its registry, and the user's own, do not count."""
+    version = f":{found.labels.get(SPEC_LABEL, '')[:16]}"
+    tags = [tag for tag in found.tags if len(version) > 1 and tag.endswith(version)]
+    return min(tags, key=lambda tag: (tag.count("/"), tag), default=None)
 
 
 def _same_platform(found: ImageFacts, spec: ImageSpec) -> bool:
@@ -79,31 +95,50 @@ def ensure(
     say: Callable[[str], None],
     build_log: Path | None = None,
     no_cache: bool = False,
-    pull: bool = False,
+    pull_base: bool = False,
     gather: Gather = nothing,
 ) -> Image:
     """The image of `spec`, built only when the engine has none. Any number of processes may ask: one builds.
 
+    Where the lock names a pushed image of the spec, that is pulled in place of a build that nobody asked for.
+
     Raises:
         BadInputError: the Dockerfile or what it installs has to change.
-        EnvironmentUnfitError: the base cannot be had, or the engine cannot build.
+        EnvironmentUnfitError: the base or the digest cannot be had, or the engine cannot build.
     """
     begun = time.monotonic()
-    force = no_cache or pull
+    force = no_cache or pull_base
+    built_now = pulled = False
     found = None if force else present(spec, engine.image)
     if found is None:
         with _one_at_a_time(spec, say):
-            found = None if force else present(spec, engine.image)  # another process may have built it
-            if found is None:
-                how = How(no_cache=no_cache, pull=pull)
-                found = _build(spec, engine, gather(), how, say=say, build_log=build_log)
-                return _image(spec, found, built=True, seconds=time.monotonic() - begun)
-    return _image(spec, found, built=False, seconds=time.monotonic() - begun)
+            found = None if force else present(spec, engine.image)  # another process may have made it
+            if found is None and spec.pushed and not force:
+                found, pulled = _pull(spec, engine, spec.pushed, say=say), True
+            elif found is None:
+                how = How(no_cache=no_cache, pull_base=pull_base)
+                found, built_now = _build(spec, engine, gather(), how, say=say, build_log=build_log), True
+    return _image(spec, found, built=built_now, pulled=pulled, seconds=time.monotonic() - begun)
+
+
+def pull(spec: ImageSpec, engine: Engine, digest: str, *, say: Callable[[str], None]) -> Image:
+    """The image of `spec` as its registry has it under this repo digest; whatever had the tag here loses it.
+
+    Raises:
+        EnvironmentUnfitError: it cannot be had, or is not an image of the spec.
+    """
+    begun = time.monotonic()
+    with _one_at_a_time(spec, say):
+        before = engine.image(spec.tag)
+        found = _pull(spec, engine, digest, say=say)
+    pulled = before is None or before.id != found.id
+    made = _image(spec, found, built=False, pulled=pulled, seconds=time.monotonic() - begun)
+    return msgspec.structs.replace(made, digest=digest)  # it may have several
 
 
 def look(spec: ImageSpec, engine: Engine) -> Image:
     """The image of `spec` as the engine has it; where it has none, an image without an id."""
-    return _image(spec, present(spec, engine.image), built=False, seconds=0.0)
+    return _image(spec, present(spec, engine.image), built=False, pulled=False, seconds=0.0)
 
 
 @contextmanager
@@ -117,7 +152,7 @@ def _one_at_a_time(spec: ImageSpec, say: Callable[[str], None]) -> Iterator[None
         try:
             lock.acquire(timeout=0)
         except filelock.Timeout:
-            say(f"another process builds {spec.tag}; waiting for it")
+            say(f"another process makes {spec.tag}; waiting for it")
             lock.acquire()
     except OSError as error:
         raise EnvironmentUnfitError(
@@ -133,9 +168,29 @@ class How(Value, frozen=True, kw_only=True):
     """How a build is done; nothing of it is part of the hash."""
 
     no_cache: bool = False
-    pull: bool = False
+    pull_base: bool = False
     trial: bool = False  # to look at, and to be forgotten: no layer of it is to be used again
     varied: bool = False  # with another host name and so on: see `builder.variations`
+
+
+def _pull(spec: ImageSpec, engine: Engine, digest: str, *, say: Callable[[str], None]) -> ImageFacts:
+    there = engine.image(digest)
+    found = there or registry.pull(engine, digest, say, hints=[BUILD_HERE])
+    if accepted(spec, found) is None:
+        if there is None:
+            engine.remove_image(digest)
+        raise EnvironmentUnfitError(
+            f"{digest} is not the image of {spec.tag}",
+            evidence=[
+                f"label {SPEC_LABEL}: {found.labels.get(SPEC_LABEL, 'none')}, wanted {spec.digest}",
+                f"platform: {found.platform}, wanted {spec.platform}",
+            ],
+            hints=["push the right one from where it was built: `repro rebuild --push --force`", BUILD_HERE],
+        )
+    engine.tag(found.id, spec.tag)
+    tagged = engine.image(spec.tag)
+    assert tagged is not None  # noqa: S101 - it was tagged a line above
+    return tagged
 
 
 def _build(
@@ -178,7 +233,7 @@ def _request(spec: ImageSpec, engine: Engine, host: FromHost, how: How, say: Cal
     substitutes = _as_locked(spec, engine, say)
     pinned = substitutes.get(spec.base_reference) or spec.pins.get(spec.base_reference)
     recipe = None if pinned else spec.bootstrap
-    reference, base = bases.resolve(pinned or spec.base, recipe, engine, say=say, pull=how.pull and not pinned)
+    reference, base = bases.resolve(pinned or spec.base, recipe, engine, say=say, pull=how.pull_base and not pinned)
     if spec.bootstrap and not _same_platform(base, spec):
         raise EnvironmentUnfitError(
             f"the base that is made here is for {base.platform}, and {spec.platform} is asked for",
@@ -224,7 +279,7 @@ def _as_locked(spec: ImageSpec, engine: Engine, say: Callable[[str], None]) -> d
     return found
 
 
-def _image(spec: ImageSpec, found: ImageFacts | None, *, built: bool, seconds: float) -> Image:
+def _image(spec: ImageSpec, found: ImageFacts | None, *, built: bool, pulled: bool, seconds: float) -> Image:
     return Image(
         variant=spec.variant,
         tag=spec.tag,
@@ -233,11 +288,21 @@ def _image(spec: ImageSpec, found: ImageFacts | None, *, built: bool, seconds: f
         base=spec.base,
         base_resolved=found.labels.get(BASE_LABEL, "") if found else "",
         platform=found.platform if found else spec.platform,
-        digest=next(iter(repodigest.known(found.id, found.digests)), None) if found else None,
+        digest=_digest(spec, found) if found else None,
         built=built,
+        pulled=pulled,
         seconds=seconds,
         manifest=found.manifest if found else None,
         config=found.config if found else None,
         layers=found.layers if found else (),
         content=found.content if found else "",
     )
+
+
+def _digest(spec: ImageSpec, found: ImageFacts) -> str | None:
+    """Of several, the one that the lock names; else one of the registry's, if there is a registry."""
+    if spec.pushed in found.digests:
+        return spec.pushed
+    if spec.repository:
+        return bases.repo_digest(spec.repository, found)
+    return next(iter(repodigest.known(found.id, found.digests)), None)

@@ -13,14 +13,18 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+import msgspec
+
 from repro import report
 from repro.display import Display
-from repro.errors import BadInputError, ExitCode, RefusedError
+from repro.errors import BadInputError, EnvironmentUnfitError, ExitCode, RefusedError
 from repro.project import Project, cache_folder, ignored_folder, user_name
 
 if TYPE_CHECKING:
     from repro.assembly import FromHost
+    from repro.engine import Engine
     from repro.experiment import BuildConfig
+    from repro.image import Image
     from repro.imagefacts import ImageFacts
     from repro.predecessor import Explanation
     from repro.spec import ImageSpec
@@ -47,9 +51,19 @@ def register(add: Add) -> None:
         "--verify", action="store_true", help="build twice, keep neither: exit 0 the same layers, 1 others, and why"
     )
     command.add_argument("--no-cache", action="store_true", help="build every step again")
-    command.add_argument("--pull", action="store_true", help="ask the registry for a newer base first")
+    command.add_argument("--pull-base", action="store_true", help="ask the base's registry for a newer one first")
+    command.add_argument("--pull", action="store_true", help="take the image from image.registry; build nothing")
+    command.add_argument("--no-pull", action="store_true", help="build here what repro.lock would pull")
+    command.add_argument("--push", action="store_true", help="send the image to image.registry, lock its digest")
+    command.add_argument("--force", action="store_true", help="--push: replace another image; --pull: take a moved tag")
     command.add_argument("-v", "--verbose", action="store_true", help="stream the build's output")
 
+    command = add(export_image, "export-image", "write an image to a file, for machines without a registry", json=True)
+    command.add_argument("overrides", nargs="*", help=OVERRIDES)
+    command.add_argument("-o", "--output", metavar="FILE", help="default: NAME-<16 hex>.oci.tar, here")
+    command.add_argument("--image", metavar="TAG|ID", help="this image in place of the configuration's")
+    command = add(import_image, "import-image", "check such a file, and load its image", json=True)
+    command.add_argument("file", help="what export-image wrote")
     add(images, "images", "images of this project: tag, id, size, age, runs that used them", json=True)
     command = add(prune, "prune", "remove images that no recorded run needs; lists them first", json=True)
     command.add_argument("--yes", action="store_true", help="do not ask")
@@ -57,48 +71,135 @@ def register(add: Add) -> None:
 
 
 def rebuild(args: argparse.Namespace, display: Display) -> int:
-    """The image of the configuration: look, or build and lock."""
-    import msgspec
-
-    from repro import assembly, config, floating, image, lockfile
+    """The image of the configuration: look, or get it and lock it."""
+    from repro import config, distribution, image, lockfile
     from repro.engine import connect, glance
 
+    _refuse_contradictions(args)
     project = Project.find(Path.cwd())
     wanted, build = config.compose_image(project, args.overrides)
     spec, stale = lockfile.read_spec(project, wanted, build)
     if stale:
         display.notice(f"repro.lock is stale and does not count: {stale[0]}; `repro lock` resolves anew")
+    if args.push or args.pull:
+        distribution.remote_tag(spec)
     if args.check or args.explain or args.if_changed:
         present = image.present(spec, glance)
-        if present or not args.if_changed:
+        if (present and not args.push) or not args.if_changed:
             print(_answer(args, project, spec, present))
             return ExitCode.OK if present else ExitCode.NO
-        display.line(f"because  {_explained(project, spec, None).first()}")
+        if not present:
+            display.line(f"because  {_explained(project, spec, None).first()}")
     if args.verify:
         return _verify(args, project, spec, build, display)
-    from repro import ledger
-
     engine = connect()
+    made = _made(spec, build, engine, project, args, display)
+    lockfile.note(project.lock, made)
+    if spec.pushed and lockfile.pushed(lockfile.read(project.lock), spec) is None:
+        display.notice(f"repro.lock named {spec.pushed}; now it names the image of this machine, which is another one")
+    if args.push:
+        with display.step("push") as step:
+            made = distribution.push(spec, made, engine, force=args.force, say=step.say)
+            step.detail = made.digest or ""
+        lockfile.note(project.lock, made)
+    print(_told(spec, made, args))
+    return ExitCode.OK
+
+
+def _told(spec: ImageSpec, made: Image, args: argparse.Namespace) -> str:
+    """The image that `rebuild` ends with."""
+    from repro import floating
+
+    open_pieces = floating.pieces(spec, made.base_resolved)
+    if args.json:
+        return report.as_json({**msgspec.to_builtins(made), "floating": open_pieces})
+    line = "  ".join([made.tag, report.short(made.id), *([floating.text(open_pieces)] if open_pieces else [])])
+    return f"{line}\n{made.digest}" if args.push or args.pull else line
+
+
+def _refuse_contradictions(args: argparse.Namespace) -> None:
+    builds = [flag for flag in ("--no-cache", "--pull-base", "--no-pull") if getattr(args, flag[2:].replace("-", "_"))]
+    if args.pull and builds:
+        raise BadInputError(f"--pull takes the image from the registry, {builds[0]} builds it: choose one")
+    if (args.check or args.explain) and (args.pull or args.push):
+        raise BadInputError("--check and --explain only answer: they neither pull nor push")
+    if args.force and not (args.pull or args.push):
+        raise BadInputError("--force goes with --push or --pull", hints=["to build anew: --no-cache"])
+
+
+def _made(
+    spec: ImageSpec, build: BuildConfig, engine: Engine, project: Project, args: argparse.Namespace, display: Display
+) -> Image:
+    """The image, by the way that the arguments allow."""
+    from repro import assembly, distribution, image, ledger
+
     before = image.look(spec, engine)
     with display.step("image") as step:
-        log = ignored_folder(project.scratch) / "logs" / f"build-{spec.digest[:16]}.log"
-        gather = partial(assembly.gather, spec, build, project.root, cache_folder(), step.say, progress=display.live)
-        made = image.ensure(
-            spec, engine, say=step.say, build_log=log, no_cache=args.no_cache, pull=args.pull, gather=gather
-        )
+        if args.pull:
+            digest = distribution.choose(spec, engine, force=args.force, say=step.say)
+            made = image.pull(spec, engine, digest, say=step.say)
+        else:
+            live = display.live
+            made = image.ensure(
+                msgspec.structs.replace(spec, pushed=None) if args.no_pull else spec,
+                engine,
+                say=step.say,
+                build_log=ignored_folder(project.scratch) / "logs" / f"build-{spec.digest[:16]}.log",
+                no_cache=args.no_cache,
+                pull_base=args.pull_base,
+                gather=partial(assembly.gather, spec, build, project.root, cache_folder(), step.say, progress=live),
+            )
         contents = ledger.contents(engine, made, step.say)
-        step.detail = f"{made.tag} {'built' if made.built else 'present'}"
+        step.detail = f"{made.tag} {made.origin}"
     if contents.drift and contents.drift.new:
         display.notice(f"drift: {contents.drift.text}")
     elif before.id not in ("", made.id):
         same = "with the same content" if before.content == made.content else "with other content"
         display.notice(f"{made.tag} was {before.id} and is {made.id} now, {same}; runs of the first one keep its id")
-    lockfile.note(project.lock, made)
-    open_pieces = floating.pieces(spec, made.base_resolved)
-    if args.json:
-        print(report.as_json({**msgspec.to_builtins(made), "floating": open_pieces}))
-    else:
-        print("  ".join([made.tag, report.short(made.id), *([floating.text(open_pieces)] if open_pieces else [])]))
+    return made
+
+
+def export_image(args: argparse.Namespace, display: Display) -> int:
+    """An image of ours as a file that `import-image`, `docker load` and readers of OCI layouts take."""
+    from repro import config, image, lockfile, oci
+    from repro.engine import connect
+
+    engine = connect()
+    found = engine.image(args.image) if args.image else None
+    tag = image.own_tag(found) if found else None
+    if args.image is None or (found and tag is None):  # the configuration knows the name of what has no tag
+        project = Project.find(Path.cwd())
+        wanted, build = config.compose_image(project, args.overrides)
+        if args.image is None:
+            spec, _stale = lockfile.read_spec(project, wanted, build)
+            found, tag = image.present(spec, engine.image), spec.tag
+        elif found and (label := found.labels.get(image.SPEC_LABEL)):
+            tag = f"{wanted.name}:{label[:16]}"
+    if found is None:
+        if args.image:
+            raise BadInputError(f"{args.image} is not on this engine", hints=["`repro images` lists those that are"])
+        raise EnvironmentUnfitError(f"{tag} is not on this engine", hints=["`repro rebuild` gets it"])
+    if tag is None:
+        raise BadInputError(f"{args.image} was not built by repro", hints=["`docker save` writes any image"])
+    path = Path(args.output or f"{tag.replace('/', '-').replace(':', '-')}.oci.tar").absolute()
+    with display.step("export") as step:
+        size = oci.write(engine, found, tag, path, step.say)
+        step.detail = f"{tag}, {report.size(size)}"
+    answer = {"file": str(path), "size": size, "tag": tag, "id": found.id}
+    print(report.as_json(answer) if args.json else path)
+    return ExitCode.OK
+
+
+def import_image(args: argparse.Namespace, display: Display) -> int:
+    """The image of a file, under the tag of its spec."""
+    from repro import oci
+    from repro.engine import connect
+
+    with display.step("import") as step:
+        loaded, tag = oci.load(connect(), Path(args.file), step.say)
+        step.detail = tag
+    answer = {"tag": tag, "id": loaded.id}
+    print(report.as_json(answer) if args.json else f"{tag}  {report.short(loaded.id)}")
     return ExitCode.OK
 
 
@@ -111,14 +212,14 @@ def _verify(args: argparse.Namespace, project: Project, spec: ImageSpec, build: 
         return assembly.gather(spec, build, project.root, cache_folder(), say, progress=display.live)
 
     logs = ignored_folder(project.scratch) / "logs"
-    found = verification.verify(spec, connect(), gather, display, logs=logs, pull=args.pull)
+    found = verification.verify(spec, connect(), gather, display, logs=logs, pull_base=args.pull_base)
     print(report.as_json(found) if args.json else verification.text(found))
     return ExitCode.OK if found.identical else ExitCode.NO
 
 
 def _answer(args: argparse.Namespace, project: Project, spec: ImageSpec, present: ImageFacts | None) -> str:
     """Whether the image is there; where it is asked for, what changed."""
-    state = "up to date" if present else "out of date: `repro rebuild` builds it"
+    state = "up to date" if present else f"out of date: `repro rebuild` {'pulls' if spec.pushed else 'builds'} it"
     if not (args.json or args.explain):
         return f"{spec.tag}  {state}"
     explanation = _explained(project, spec, present)

@@ -46,6 +46,7 @@ class LockedImage(Value, frozen=True, kw_only=True):
     base_resolved: str  # repo digest or image id
     id: str
     platform: str
+    digest: str | None = None  # a repo digest, of an image that was pushed or pulled
 
 
 class Lock(Value, frozen=True, kw_only=True):
@@ -136,9 +137,34 @@ def change(path: Path, changed: Callable[[Lock], Lock]) -> None:
 def updated(lock: Lock, image: Image) -> Lock:
     """The lock with this image for its variant."""
     entry = LockedImage(
-        spec=image.spec, base=image.base, base_resolved=image.base_resolved, id=image.id, platform=image.platform
+        spec=image.spec,
+        base=image.base,
+        base_resolved=image.base_resolved,
+        id=image.id,
+        platform=image.platform,
+        digest=_kept_digest(lock.images.get(image.variant), image),
     )
     return msgspec.structs.replace(lock, images={**lock.images, image.variant: entry})
+
+
+def _kept_digest(locked: LockedImage | None, image: Image) -> str | None:
+    """The locked digest where it is of this very image: an engine that got the image as a file does not know it."""
+    if locked and locked.digest and (_manifest(locked.digest) == _manifest(image.digest) or locked.id == image.id):
+        return locked.digest
+    return image.digest
+
+
+def _manifest(digest: str | None) -> str:
+    """A repo digest without the name, since one registry may have several."""
+    return digest.partition("@")[2] if digest else ""
+
+
+def pushed(lock: Lock, spec: ImageSpec) -> str | None:
+    """What the image of `spec` is pulled as where it is missing: the digest in the lock, at the registry of today."""
+    locked = lock.images.get(spec.variant)
+    if spec.repository is None or locked is None or locked.spec != spec.digest or locked.digest is None:
+        return None
+    return f"{spec.repository}@{_manifest(locked.digest)}"
 
 
 def read_spec(project: Project, wanted: ImageConfig, build: BuildConfig) -> tuple[ImageSpec, tuple[str, ...]]:
@@ -147,7 +173,9 @@ def read_spec(project: Project, wanted: ImageConfig, build: BuildConfig) -> tupl
     Raises:
         BadInputError: as `ImageSpec.read` and `read`.
     """
-    return applied(ImageSpec.read(wanted, project.root, build), read(project.lock), project.root)
+    lock = read(project.lock)
+    spec, found = applied(ImageSpec.read(wanted, project.root, build), lock, project.root)
+    return msgspec.structs.replace(spec, pushed=pushed(lock, spec)), found
 
 
 def with_resolved(lock: Lock, variant: str, resolved: Resolved) -> Lock:
@@ -226,7 +254,9 @@ def conflicts(lock: Lock, spec: ImageSpec, image: Image | None = None) -> list[s
         return [f"image.{spec.variant}: not in the lock"]
     found = {"spec": spec.digest, "base": spec.base, "platform": spec.platform}
     if image is not None:
-        found |= {"base_resolved": image.base_resolved, "id": image.id, "platform": image.platform}
+        found |= {"base_resolved": image.base_resolved, "platform": image.platform}
+        if not locked.digest or _manifest(locked.digest) != _manifest(image.digest):
+            found["id"] = image.id  # image stores count the same image differently, registries do not
     return [
         f"image.{spec.variant}.{key}: locked {getattr(locked, key)}, found {value}"
         for key, value in found.items()
@@ -245,6 +275,7 @@ def require(lock: Lock, spec: ImageSpec, image: Image | None = None, stale: Sequ
             "the image is not the one that repro.lock names",
             evidence=found,
             hints=[
+                *(["take the one that it names: `repro rebuild --pull`"] if spec.pushed else []),
                 "accept what is there now: `repro lock` and `repro rebuild`, then commit repro.lock",
                 "or run without --locked",
             ],

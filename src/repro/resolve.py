@@ -21,7 +21,7 @@ from pathlib import Path
 import msgspec
 
 from repro import base as bases
-from repro import lockfile, pylock, repodigest
+from repro import lockfile, pylock, registry, repodigest
 from repro.download import Say
 from repro.engine import ContainerSpec, Engine
 from repro.errors import BadInputError, EnvironmentUnfitError
@@ -107,12 +107,12 @@ def _image(name: str, spec: ImageSpec, engine: Engine, before: Resolved | None, 
         bases.confirm(name, here, engine)
         return bases.identity(name, here)
     say(f"asking the registry for {name}")
-    return f"{repodigest.repository(name)}@{engine.registry_digest(name)}"
+    return f"{repodigest.repository(name)}@{registry.look(engine, name, hints=[bases.OTHER_VARIANT])}"
 
 
 def _target(spec: ImageSpec, engine: Engine, images: dict[str, str], wish: Wish, say: Say) -> Target:
     base = images.get(spec.base_reference, spec.base_reference)
-    held = engine.image(base) or engine.pull(base, say)
+    held = engine.image(base) or registry.pull(engine, base, say, hints=[bases.OTHER_VARIANT])
     python, libc = _python(engine, held.id)
     python = wish.python or python
     if python is None or not re.fullmatch(r"3\.\d+(\.\d+)?", python):

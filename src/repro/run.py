@@ -203,7 +203,7 @@ class Session:
         if self.only_look:
             made = image.look(spec, self.engine)
             if not made.id:
-                self.display.notice(f"{made.tag} is missing: the run would build it")
+                self.display.notice(f"{made.tag} is missing: the run would {'pull' if spec.pushed else 'build'} it")
             return made, None
         with self.display.step("image") as step:
             log = ignored_folder(self.project.scratch) / "logs" / f"build-{spec.digest[:16]}.log"
@@ -211,7 +211,7 @@ class Session:
             gather = partial(assembly.gather, spec, build, self.project.root, cache_folder(), step.say, progress=live)
             made = image.ensure(spec, self.engine, say=step.say, build_log=log, gather=gather)
             contents = ledger.contents(self.engine, made, step.say)
-            step.detail = f"{made.tag} {'built' if made.built else 'present'}"
+            step.detail = f"{made.tag} {made.origin}"
         if contents.drift and contents.drift.new:
             self.display.notice(f"drift: {contents.drift.text}")
         if self.locked:

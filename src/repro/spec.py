@@ -15,7 +15,7 @@ import msgspec
 from msgspec import field
 
 from repro import base as bases
-from repro import context, dockerfile
+from repro import context, dockerfile, registry
 from repro.context import ContextFile
 from repro.dockerfile import Copy, Reference
 from repro.errors import BadInputError
@@ -39,6 +39,7 @@ class ImageSpec(Value, frozen=True, kw_only=True):
 
     name: str  # where the image is kept: not part of the hash
     variant: str  # what the configuration calls it: not part of the hash
+    registry: str | None = None  # where it is pushed to and pulled from: not part of the hash
     base: str
     bootstrap: BaseRecipe | None
     dockerfile: str
@@ -54,6 +55,7 @@ class ImageSpec(Value, frozen=True, kw_only=True):
     expected: dict[str, str] = field(
         default_factory=dict
     )  # reference -> id of an image that no registry has: not hashed
+    pushed: str | None = None  # repo digest that repro.lock names for this very spec: not hashed
 
     @classmethod
     def read(cls, config: ImageConfig, root: Path, build: BuildConfig = DEFAULT_BUILD) -> ImageSpec:
@@ -70,6 +72,7 @@ class ImageSpec(Value, frozen=True, kw_only=True):
         spec = cls(
             name=config.name,
             variant=config.variant,
+            registry=registry.check(config.registry),
             base=config.base,
             bootstrap=config.bootstrap,
             dockerfile=context.normal(config.dockerfile),
@@ -125,6 +128,11 @@ class ImageSpec(Value, frozen=True, kw_only=True):
     def tag(self) -> str:
         """name:first 16 digits of the digest."""
         return f"{self.name}:{self.digest[:16]}"
+
+    @property
+    def repository(self) -> str | None:
+        """Its name in the registry; None without a registry."""
+        return f"{self.registry}/{self.name}" if self.registry else None
 
     @property
     def dockerfile_text(self) -> str:

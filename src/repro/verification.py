@@ -43,7 +43,7 @@ class Verification(Value, frozen=True, kw_only=True):
 
 
 def verify(
-    spec: ImageSpec, engine: Engine, gather: Gather, display: Display, *, logs: Path, pull: bool = False
+    spec: ImageSpec, engine: Engine, gather: Gather, display: Display, *, logs: Path, pull_base: bool = False
 ) -> Verification:
     """Build twice without cache, and compare. The spec's own image is not touched, and nothing new stays.
 
@@ -53,7 +53,7 @@ def verify(
         gather: brings what the host gives to both builds.
         display: each build is a step of it.
         logs: folder for what the builders say.
-        pull: ask the registry for a newer base first.
+        pull_base: ask the registry for a newer base first.
 
     Raises:
         BadInputError: the Dockerfile or what it installs has to change.
@@ -67,7 +67,7 @@ def verify(
             if begun:
                 time.sleep(APART_SECONDS)
             begun.append(time.monotonic())
-            how = How(no_cache=True, pull=pull and number == 1, trial=True, varied=number == 2)
+            how = How(no_cache=True, pull_base=pull_base and number == 1, trial=True, varied=number == 2)
             log = logs / f"verify-{spec.digest[:16]}-{number}.log"
             with display.step(f"build {number}") as step:
                 host = host or gather(step.say)
