@@ -16,7 +16,7 @@ ROWS = (
     "errors experiment project record manifest",
     "config",
     "repository lfs checkout source",
-    "download endpoint refusal engine dockerfile context builder base pylock spec assembly inputs image lockfile",
+    "download answers endpoint refusal engine dockerfile context builder base pylock spec assembly inputs image lockfile",
     "explain floating resolve",
     "data",
     "plan terminal pump runner",

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from repro import base
-from repro.engine import ImageFacts
+from repro.answers import ImageFacts
 from repro.experiment import BaseRecipe
 
 RECIPE = BaseRecipe(suite="bookworm", packages=("python3",), source_date_epoch=1)

@@ -15,8 +15,8 @@ from threading import Thread
 import pytest
 
 from repro import config, doctor
+from repro.answers import EngineFacts
 from repro.doctor import Choice, Finding, Level
-from repro.engine import EngineFacts
 from repro.errors import EnvironmentUnfitError, ExitCode
 from repro.experiment import DatasetConfig
 from repro.project import Project

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from repro import config, context, image
-from repro.engine import ImageFacts
+from repro.answers import ImageFacts
 from repro.errors import BadInputError
 from repro.experiment import BaseRecipe, BuildConfig, ImageConfig, SecretSource
 from repro.project import Project

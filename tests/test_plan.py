@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from repro import plan
-from repro.engine import EngineFacts
+from repro.answers import EngineFacts
 from repro.errors import BadInputError
 from repro.experiment import Experiment, ImageConfig, Resources
 from repro.record import Code, DatasetUsed, ImageUsed
@@ -128,7 +128,7 @@ def test_limits_reach_the_container() -> None:
     container = decided(resources=Resources(cpus=1.5, memory=1 << 30, shm=5, pids=6, tmp=7)).container
     assert (container.cpus, container.memory, container.shm, container.pids) == (1.5, 1 << 30, 5, 6)
     assert "size=7" in container.tmpfs["/tmp"]
-    assert "uid=1000,gid=100" in container.tmpfs[plan.HOME]
+    assert "mode=1777" in container.tmpfs[plan.HOME]
 
 
 def test_a_run_id_sorts_by_time_and_names_the_experiment() -> None:

@@ -24,7 +24,8 @@ from typing import IO
 
 import msgspec
 
-from repro.engine import Engine, ImageFacts
+from repro.answers import ImageFacts
+from repro.engine import Engine
 from repro.errors import EnvironmentUnfitError
 from repro.experiment import BaseRecipe
 from repro.manifest import sha256

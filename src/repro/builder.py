@@ -20,11 +20,11 @@ from repro.experiment import SecretSource, Value
 
 STOP_SECONDS = 5.0
 OUTPUT_LINES = 15  # of the failing step, shown with the error; the log has all
-# what builders say when a base image cannot be had (Docker 20.10 to 28, BuildKit 0.8 to 0.25)
+# what builders say when a base image cannot be had (Docker 20.10 to 28, BuildKit 0.8 to 0.25, Podman 4 and 5)
 NOT_TO_BE_HAD = re.compile(
     r"pull access denied|manifest unknown|manifest for .* not found|failed to resolve source metadata|"
     r"repository does not exist|connection refused|no such host|i/o timeout|TLS handshake|toomanyrequests|"
-    r"server misbehaving|network is unreachable",
+    r"server misbehaving|network is unreachable|initializing source docker://|access to the resource is denied",
     re.IGNORECASE,
 )
 ENGINE_GONE = re.compile(
@@ -33,7 +33,9 @@ ENGINE_GONE = re.compile(
 )
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 CLASSIC_STEP = re.compile(r"Step (\d+)/\d+ : (.*)")
-CLASSIC_NOISE = re.compile(r" ---> |Removing intermediate container ")
+CLASSIC_NOISE = re.compile(r" ---> |Removing intermediate container |--> |(\[\d+/\d+\] )?COMMIT ")
+PODMAN_STEP = re.compile(r"(?:\[\d+/\d+\] )?STEP \d+/\d+: (.*)")  # counted anew in each stage
+PODMAN_HEREDOCS = (4, 8)  # older ones read the lines of a here-document as instructions
 BUILDKIT_LINE = re.compile(r"#(\d+) (?:(\[.*?\]) (.*)|(ERROR): .*|\d+\.\d+ (.*))")  # of one step, by its number
 PLUGIN_FOLDERS = [
     f"{root}/docker/cli-plugins" for root in ("/usr/local/lib", "/usr/local/libexec", "/usr/lib", "/usr/libexec")
@@ -69,12 +71,22 @@ def buildx() -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
+def name_for(engine: Engine) -> str:
+    """What builds for this engine: `buildx`, `podman`, or the engine's own `classic` builder."""
+    if engine.podman:  # buildx needs a door into the engine that Podman does not have
+        return "podman"
+    return "buildx" if buildx() else "classic"
+
+
 def check(engine: Engine, text: str, name: str) -> None:
-    """Refuse, before anything is built, a Dockerfile that needs BuildKit where there is only the classic builder.
+    """Refuse, before anything is built, a Dockerfile that the builder of this engine cannot read.
 
     Raises:
         BadInputError: naming the line, and what to install.
     """
+    if engine.podman:
+        _check_for_podman(engine, text, name)
+        return
     need = dockerfile.needs_buildkit(text)
     if need and buildx() is None:
         raise BadInputError(
@@ -84,6 +96,18 @@ def check(engine: Engine, text: str, name: str) -> None:
                 "install the buildx plugin: package docker-buildx (Debian 13, Ubuntu) or Docker's docker-buildx-plugin",
                 "or write that line without it",
             ],
+        )
+
+
+def _check_for_podman(engine: Engine, text: str, name: str) -> None:
+    version = engine.facts().version
+    known = [int(part) for part in re.findall(r"\d+", version)[:2]] >= [*PODMAN_HEREDOCS]
+    need = None if known else dockerfile.heredoc(text)
+    if need:
+        raise BadInputError(
+            f"{name}:{need.line} is a here-document, and Podman {version} reads its lines as instructions",
+            evidence=[f"line {need.line}: {need.what}"],
+            hints=["write that line without it", "or use Podman 4.8 or newer, or Docker with buildx"],
         )
 
 
@@ -109,7 +133,7 @@ def build(
         EnvironmentUnfitError: the base cannot be had, or the engine refuses.
         EngineUnreachableError: the engine went away in the middle.
     """
-    lines = _with_buildx(engine, request) if buildx() else _classic(engine, request)
+    lines = _with_buildx(engine, request) if name_for(engine) == "buildx" else _classic(engine, request)
     with _log(log) as file, contextlib.closing(lines):
         try:
             for line in map(masked, lines):
@@ -177,7 +201,8 @@ class _Transcript:
 
     def __init__(self, text: str) -> None:
         self._text = text  # of the Dockerfile
-        self._step, self._instruction = 0, ""
+        self._line: int | None = None
+        self._instruction = ""
         self._output: deque[str] = deque(maxlen=OUTPUT_LINES)
         self.whole = False  # it said that the image is there
         self.failure: _StepError | None = None  # it said that it gave up
@@ -187,7 +212,10 @@ class _Transcript:
         for raw in str(event.get("stream", "")).split("\n"):
             line = COLOUR.sub("", raw).rstrip()
             if begun := CLASSIC_STEP.match(line):
-                self._step, self._instruction = int(begun[1]), begun[2]
+                self._line, self._instruction = dockerfile.line_of_step(self._text, int(begun[1])), begun[2]
+                self._output.clear()
+            elif begun := PODMAN_STEP.match(line):
+                self._line, self._instruction = dockerfile.line_of(self._text, begun[1]), begun[1]
                 self._output.clear()
                 if begun[2].startswith("LABEL repro."):  # it repeats our labels, of up to 64 KiB
                     line = f"{line[:100]}..."
@@ -199,8 +227,7 @@ class _Transcript:
         self.whole = self.whole or "ID" in (event.get("aux") or {})
         if event.get("error") or event.get("errorDetail"):  # either may be missing, by the engine's age
             message = (event.get("errorDetail") or {}).get("message") or event["error"]
-            line_number = dockerfile.line_of_step(self._text, self._step)
-            self.failure = _StepError(message, self._instruction, line_number, self._output)
+            self.failure = _StepError(message.strip(), self._instruction, self._line, self._output)
 
 
 def _with_buildx(engine: Engine, request: Request) -> Generator[str, None, None]:

@@ -182,14 +182,25 @@ def needs_buildkit(text: str) -> Need | None:
     for number, name, value in _directives(text):
         if name == "syntax":
             return Need(line=number, what=f"the frontend {value} (# syntax=)")
+    document = heredoc(text)
     for instruction in _instructions(text):
-        if instruction.heredocs:
-            return Need(line=instruction.start_line, what=f"a here-document in {instruction.name}")
+        if document and document.line == instruction.start_line:
+            return document
         for flag in instruction.flags:
             option = flag.partition("=")[0]
             if option in BUILDKIT_FLAGS.get(instruction.name, ()):
                 return Need(line=instruction.start_line, what=f"{instruction.name} {option}")
     return None
+
+
+def heredoc(text: str) -> Need | None:
+    """The first here-document in a Dockerfile.
+
+    Raises:
+        BadInputError: this is no Dockerfile.
+    """
+    found = (each for each in _instructions(text) if each.heredocs)
+    return next((Need(line=each.start_line, what=f"a here-document in {each.name}") for each in found), None)
 
 
 def line_of_step(text: str, step: int) -> int | None:

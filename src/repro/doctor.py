@@ -18,7 +18,7 @@ from pathlib import Path
 
 import msgspec
 
-from repro.engine import EngineFacts
+from repro.answers import EngineFacts
 from repro.errors import EnvironmentUnfitError, ExitCode, ReproError
 from repro.experiment import DatasetConfig, Value
 from repro.project import Project, cache_folder, ignored_folder

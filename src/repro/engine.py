@@ -12,40 +12,15 @@ import socket
 import urllib.parse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from typing import Any, BinaryIO
 
-from repro import endpoint, refusal
+from repro import answers, endpoint, refusal
+from repro.answers import EngineFacts, ImageFacts
 from repro.errors import EngineUnreachableError, EnvironmentUnfitError
 from repro.experiment import Value
 
-
-class EngineFacts(Value, frozen=True, kw_only=True):
-    """What an engine says of itself."""
-
-    product: str  # Docker, Podman
-    version: str
-    api: str
-    store: str  # overlay2, containerd, ...
-    platform: str  # linux/amd64
-    cpus: int
-    memory: int  # bytes
-    gpus: str  # how GPUs are announced: nvidia, cdi; "" for not at all (a hook may serve them all the same)
-    data_root: str
-    name: str  # host name
-
-
-class ImageFacts(Value, frozen=True, kw_only=True):
-    """What an engine says of one image."""
-
-    id: str
-    tags: tuple[str, ...]
-    digests: tuple[str, ...]  # repo digests; empty unless pushed or pulled
-    labels: dict[str, str]
-    env: tuple[str, ...]
-    created: str
-    size: int  # bytes
-    layers: tuple[str, ...]  # diff ids
-    platform: str
+NO_DEVICE = "repro-asks-whether-requests-count"
 
 
 class Mount(Value, frozen=True, kw_only=True):
@@ -129,7 +104,7 @@ def glance(ref: str) -> ImageFacts | None:
         return None
     if answer.status != 200:
         raise EnvironmentUnfitError(f"looking for image {ref} failed", evidence=[body.decode(errors="replace")])
-    return _image_facts(json.loads(body))
+    return answers.image_facts(json.loads(body), podman=bool(answer.getheader("Libpod-API-Version")))
 
 
 @contextmanager
@@ -177,22 +152,13 @@ class Engine:
     def facts(self) -> EngineFacts:
         """What the engine says of itself."""
         with translated("asking the engine about itself"):
-            info, version = self.client.info(), self.client.version()
-        components = [part.get("Name", "") for part in version.get("Components") or []]
-        driver = dict(pair for pair in info.get("DriverStatus") or [] if len(pair) == 2)
-        containerd = "io.containerd.snapshotter" in str(driver.get("driver-type", ""))
-        return EngineFacts(
-            product="Podman" if any("Podman" in name for name in components) else "Docker",
-            version=version.get("Version", ""),
-            api=version.get("ApiVersion", ""),
-            store="containerd" if containerd else info.get("Driver", ""),
-            platform=f"{version.get('Os', 'linux')}/{version.get('Arch', '')}",
-            cpus=info.get("NCPU", 0),
-            memory=info.get("MemTotal", 0),
-            gpus=_gpu_support(info),
-            data_root=info.get("DockerRootDir", ""),
-            name=info.get("Name", ""),
-        )
+            return answers.engine_facts(self.client.info(), self.client.version())
+
+    @cached_property
+    def podman(self) -> bool:
+        """Whether this is Podman behind Docker's API."""
+        with translated("asking the engine about itself"):
+            return answers.is_podman(self.client.version())
 
     # images ------------------------------------------------------------------------------------------------
 
@@ -202,15 +168,18 @@ class Engine:
 
         with translated(f"looking for image {ref}"):
             try:
-                return _image_facts(self.client.api.inspect_image(ref))
+                return self._image_facts(ref)
             except docker.errors.ImageNotFound:
                 return None
+
+    def _image_facts(self, ref: str) -> ImageFacts:
+        return answers.image_facts(self.client.api.inspect_image(ref), podman=self.podman)
 
     def images(self, label: str) -> list[ImageFacts]:
         """The images that carry a label, as `key` or `key=value`."""
         with translated("listing images"):
             found = self.client.api.images(filters={"label": label})
-            return [_image_facts(self.client.api.inspect_image(each["Id"])) for each in found]
+            return [self._image_facts(each["Id"]) for each in found]
 
     def tag(self, ref: str, tag: str) -> None:
         """Let `tag` (name:tag) point to the image `ref`."""
@@ -285,22 +254,19 @@ class Engine:
         """Create, not start, a container; its id.
 
         Raises:
+            GpuRefusedError: the engine would take its wish for GPUs and ignore it.
             EnvironmentUnfitError: the engine refuses it.
         """
-        from docker.types import DeviceRequest
         from docker.types import Mount as EngineMount
 
-        requests = []
-        if spec.gpus:
-            wanted = {"count": spec.gpus} if isinstance(spec.gpus, int) else {"device_ids": list(spec.gpus)}
-            requests = [DeviceRequest(capabilities=[["gpu"]], **wanted)]
         api = self.client.api
-        with translated("creating the container"):
+        requests = self._gpu_requests(spec) if spec.gpus else None
+        with refusal.of_create(), translated("creating the container"):
             host = api.create_host_config(
                 mounts=[EngineMount(m.target, m.source, type="bind", read_only=m.read_only) for m in spec.mounts],
                 tmpfs=spec.tmpfs,
                 network_mode=spec.network,
-                device_requests=requests or None,
+                device_requests=requests,
                 nano_cpus=int(spec.cpus * 1e9) if spec.cpus else None,
                 mem_limit=spec.memory,
                 memswap_limit=spec.memory,
@@ -324,6 +290,39 @@ class Engine:
                 stdin_open=spec.interactive,
             )
         return str(made["Id"])
+
+    def _gpu_requests(self, spec: ContainerSpec) -> list[Any]:
+        from docker.types import DeviceRequest
+
+        facts = self.facts()
+        if facts.podman:
+            self._require_cdi(spec.image, facts)
+        if facts.podman or facts.gpus == "cdi":
+            return [DeviceRequest(driver="cdi", device_ids=answers.cdi_names(spec.gpus))]
+        wanted = {"count": spec.gpus} if isinstance(spec.gpus, int) else {"device_ids": list(spec.gpus)}
+        return [DeviceRequest(capabilities=[["gpu"]], **wanted)]
+
+    def _require_cdi(self, image: str, facts: EngineFacts) -> None:
+        """Whether a request reaches Podman's devices: one that cannot be met must be refused, and is ignored before 5.
+
+        Raises:
+            GpuRefusedError: it is ignored.
+        """
+        import docker.errors
+        from docker.types import DeviceRequest
+
+        api = self.client.api
+        request = DeviceRequest(driver="cdi", device_ids=[NO_DEVICE])
+        with translated("asking for GPUs"):
+            try:
+                host = api.create_host_config(device_requests=[request], network_mode="none")
+                made = api.create_container(image, ["true"], host_config=host)
+            except docker.errors.APIError as error:
+                if NO_DEVICE in _explanation(error):
+                    return
+                raise
+        self.remove(str(made["Id"]))
+        raise refusal.gpus_ignored(f"{facts.product} {facts.version}")
 
     def start(self, container: str) -> None:
         """Start a created container.
@@ -403,7 +402,7 @@ class Engine:
     def image_ids_in_use(self) -> set[str]:
         """Ids of the images that any container, running or not, was made from."""
         with translated("listing containers"):
-            return {str(each["ImageID"]) for each in self.client.api.containers(all=True)}
+            return {answers.full_id(each["ImageID"]) for each in self.client.api.containers(all=True)}
 
     def attach(self, container: str) -> Any:
         """A raw, two-way socket to the terminal of an interactive container that has not started yet.
@@ -422,25 +421,3 @@ class Engine:
 
         with translated("resizing the terminal"), suppress(docker.errors.APIError):
             self.client.api.resize(container, height=rows, width=columns)
-
-
-def _gpu_support(info: dict[str, Any]) -> str:
-    devices = [str(device.get("ID", "")) for device in info.get("DiscoveredDevices") or []]
-    if any("gpu" in device for device in devices):
-        return "cdi"
-    return "nvidia" if "nvidia" in (info.get("Runtimes") or {}) else ""
-
-
-def _image_facts(found: dict[str, Any]) -> ImageFacts:
-    config = found.get("Config") or {}
-    return ImageFacts(
-        id=found["Id"],
-        tags=tuple(found.get("RepoTags") or ()),
-        digests=tuple(found.get("RepoDigests") or ()),
-        labels=config.get("Labels") or {},
-        env=tuple(config.get("Env") or ()),
-        created=found.get("Created", ""),
-        size=found.get("Size", 0),
-        layers=tuple((found.get("RootFS") or {}).get("Layers") or ()),
-        platform=f"{found.get('Os', 'linux')}/{found.get('Architecture', '')}",
-    )

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
-from repro.engine import Engine, ImageFacts
+from repro.answers import ImageFacts
+from repro.engine import Engine
 from repro.errors import EngineUnreachableError, EnvironmentUnfitError, ReproError
 from repro.experiment import Value
 from repro.image import SPEC_LABEL, USER_LABEL

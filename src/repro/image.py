@@ -11,8 +11,9 @@ from pathlib import Path
 
 from repro import assembly, builder, context, inputs
 from repro import base as bases
+from repro.answers import ImageFacts
 from repro.assembly import FromHost
-from repro.engine import Engine, ImageFacts
+from repro.engine import Engine
 from repro.errors import EnvironmentUnfitError
 from repro.experiment import Value
 from repro.project import cache_folder, user_name

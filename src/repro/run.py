@@ -18,8 +18,9 @@ import msgspec
 
 from repro import assembly, config, floating, housekeeping, image, inputs, journal, lockfile, report, runner, source
 from repro import plan as planning
+from repro.answers import EngineFacts
 from repro.display import Display, guarded
-from repro.engine import Engine, EngineFacts, connect
+from repro.engine import Engine, connect
 from repro.errors import BadInputError, EnvironmentUnfitError, ExitCode, ReproError
 from repro.experiment import BuildConfig, Experiment, ImageConfig
 from repro.image import Image

@@ -198,12 +198,14 @@ def _launch(
 
     With `cpu_fallback`, an engine without GPUs gets one without them in its place. What cannot be started is removed.
     """
-    container = engine.create(spec)
+    container = ""  # an engine may refuse GPUs before it creates one, or when it starts it
     try:
+        container = engine.create(spec)
         created(container)
         engine.start(container)
     except GpuRefusedError as refusal:
-        engine.remove(container)
+        if container:
+            engine.remove(container)
         if not cpu_fallback:
             raise
         why = "; ".join(refusal.evidence).splitlines()[-1]
@@ -213,7 +215,8 @@ def _launch(
         )
         return container, gpus, (notice,)
     except BaseException:
-        engine.remove(container)
+        if container:
+            engine.remove(container)
         raise
     return container, gpus_text(spec.gpus).replace("id ", ""), ()
 

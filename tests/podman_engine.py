@@ -1,0 +1,186 @@
+"""A real Podman behind Docker's API, for tests: Debian's own, with a root file system and namespaces to itself.
+
+Nothing is installed on the machine. The root file system is bootstrapped once for each Debian suite and kept in the
+cache folder. The service is the first process of a namespace of processes, so all that it started ends with it, as do
+its mounts. Its containers reach no network: use `network=none`. Needs root and mmdebstrap.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from repro import base
+from repro.project import cache_folder
+from tests.second_engine import answers, copy_image, require_root
+
+USER = 1000  # of a rootless engine
+PACKAGES = ("podman", "runc", "catatonit", "uidmap", "fuse-overlayfs", "ca-certificates")
+START_SECONDS = 60.0
+# what a machine without the right to raise limits, and with cgroups of the first version, needs
+CONFIGURATION = """\
+[containers]
+default_ulimits = []
+[engine]
+runtime = "runc"
+cgroup_manager = "cgroupfs"
+events_logger = "file"
+"""
+CDI = {
+    "cdiVersion": "0.5.0",
+    "kind": "nvidia.com/gpu",
+    "devices": [
+        {
+            "name": name,
+            "containerEdits": {
+                "env": [f"NVIDIA_VISIBLE_DEVICES={name}"],
+                "deviceNodes": [{"path": "/dev/fakegpu", "hostPath": "/dev/null", "type": "c", "major": 1, "minor": 3}],
+            },
+        }
+        for name in ("0", "1", "all")
+    ],
+}
+# $1: root file system, $2: our folder, then the command
+ENTER = """\
+set -e
+mount --bind "$1" "$1"
+mount --rbind /sys "$1/sys"
+mount --rbind /dev "$1/dev"
+mount -t proc proc "$1/proc"
+mount -t tmpfs tmpfs "$1/run"
+mount --bind "$2/var-tmp" "$1/var/tmp"
+for name in passwd group subuid subgid cdi containers/containers.conf; do
+    mount --bind "$2/etc/$name" "$1/etc/$name"
+done
+mount --rbind /tmp "$1/tmp"
+cd "$1"
+pivot_root . mnt
+cd /
+shift 2
+exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin PODMAN_IGNORE_CGROUPSV1_WARNING=1 "$@"
+"""
+
+
+@contextmanager
+def podman_engine(suite: str, *, rootless: bool = False, gpus: bool = False) -> Iterator[PodmanEngine]:
+    """A started Podman of that Debian; everything of it is gone afterwards. `gpus`: with two of them, through CDI."""
+    require_root()
+    root = _root_file_system(suite)
+    folder = Path(tempfile.mkdtemp(prefix="podman-"))  # short: a socket's path has 107 bytes
+    engine = PodmanEngine(root, folder, rootless=rootless, gpus=gpus)
+    try:
+        engine.start()
+        yield engine
+    finally:
+        engine.dispose()
+
+
+def _root_file_system(suite: str) -> Path:
+    """Debian with Podman in it, made once."""
+    folder = cache_folder() / "tests" / f"podman-{suite}"
+    folder.mkdir(parents=True, exist_ok=True)
+    root = folder / "root"
+    with filelock.FileLock(folder / "lock"):
+        if not root.is_dir():
+            making = folder / "making"
+            shutil.rmtree(making, ignore_errors=True)
+            command = ["mmdebstrap", "--mode=root", "--variant=apt", f"--include={','.join(PACKAGES)}"]
+            command += [f"--dpkgopt=path-exclude={pattern}" for pattern in base.LEFT_OUT]
+            done = subprocess.run(
+                [*command, suite, str(making), *base.mirrors(suite)], capture_output=True, text=True, check=False
+            )
+            assert done.returncode == 0, f"Debian {suite} with Podman cannot be had:\n{done.stderr[-3000:]}"
+            (making / "etc" / "cdi").mkdir()
+            for name in ("subuid", "subgid", "containers/containers.conf"):  # what we mount over must be there
+                (making / "etc" / name).touch()
+            making.rename(root)
+    return root
+
+
+class PodmanEngine:
+    """A service with all of its state in one folder."""
+
+    def __init__(self, root: Path, folder: Path, *, rootless: bool, gpus: bool) -> None:
+        self.root, self.folder, self.rootless = root, folder, rootless
+        self.url = f"unix://{folder}/run/engine.sock"
+        self.log = folder / "podman.log"
+        self._service: subprocess.Popen[bytes] | None = None
+        self._client: Any = None
+        folder.chmod(0o755)
+        for name in ("home", "run", "var-tmp", "etc/cdi", "etc/containers"):
+            (folder / name).mkdir(parents=True)
+        for name in ("home", "run", "var-tmp"):
+            os.chown(folder / name, *((USER, USER) if rootless else (0, 0)))
+        etc = folder / "etc"
+        (etc / "passwd").write_text(f"root:x:0:0::/root:/bin/sh\nada:x:{USER}:{USER}::{folder}/home:/bin/sh\n")
+        (etc / "group").write_text(f"root:x:0:\nada:x:{USER}:\n")
+        for name in ("subuid", "subgid"):
+            (etc / name).write_text("ada:200000:65536\n")
+        (etc / "containers" / "containers.conf").write_text(CONFIGURATION)
+        if gpus:
+            (etc / "cdi" / "nvidia.json").write_text(json.dumps(CDI))
+
+    def start(self) -> None:
+        """Start the service; returns when it answers."""
+        run = self.folder / "run"
+        command: list[str] = [f"HOME={self.folder}/home", f"XDG_RUNTIME_DIR={run}"]
+        if self.rootless:
+            command += ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", "podman"]
+        else:
+            command += ["podman", f"--root={self.folder}/storage", f"--runroot={run}/storage", f"--tmpdir={run}/tmp"]
+        command += ["system", "service", "--time=0", self.url]
+        spaces = ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
+        with self.log.open("ab") as log:
+            self._service = subprocess.Popen(
+                [*spaces, "sh", "-c", ENTER, "sh", str(self.root), str(self.folder), *command],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + START_SECONDS
+        while self._service.poll() is None and time.monotonic() < deadline:
+            with contextlib.suppress(OSError):
+                if answers(self.url):
+                    return
+            time.sleep(0.1)
+        raise AssertionError(f"Podman does not answer:\n{self.log.read_text()[-3000:]}")
+
+    def client(self) -> Any:
+        """The SDK's client of this engine; closed with it."""
+        import docker
+
+        if self._client is None:
+            self._client = docker.DockerClient(base_url=self.url, timeout=30)
+        return self._client
+
+    def copy_image(self, reference: str) -> str:
+        """Bring an image from the engine of the environment into this one; its id."""
+        return copy_image(self.client(), reference)
+
+    def dispose(self) -> None:
+        """End the service with all that it started, and remove its files."""
+        containers = []
+        if self._client is not None:
+            with contextlib.suppress(Exception):
+                containers = [each["Id"] for each in self._client.api.containers(all=True)]
+            self._client.close()
+        if self._service is not None:
+            self._service.kill()  # and the kernel ends every process of its namespace
+            self._service.wait()
+        for container in containers:
+            for group in Path("/sys/fs/cgroup").glob(f"*/libpod_parent/*{container}*"):
+                with contextlib.suppress(OSError):
+                    group.rmdir()
+        shutil.rmtree(self.folder, ignore_errors=True)
