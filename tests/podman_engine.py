@@ -22,6 +22,7 @@ from typing import Any
 import filelock
 
 from repro import base
+from repro.plan import INSIDE
 from repro.project import cache_folder
 from tests.second_engine import answers, copy_image, require_root
 
@@ -45,13 +46,14 @@ CDI = {
             "name": name,
             "containerEdits": {
                 "env": [f"NVIDIA_VISIBLE_DEVICES={name}"],
-                "deviceNodes": [{"path": "/dev/fakegpu", "hostPath": "/dev/null", "type": "c", "major": 1, "minor": 3}],
+                # in place of a device, which has to be there before a rootless engine can give it
+                "mounts": [{"hostPath": "/etc/cdi", "containerPath": "/fake-gpu", "options": ["bind", "ro"]}],
             },
         }
         for name in ("0", "1", "all")
     ],
 }
-# $1: root file system, $2: our folder, then the command
+# $1: root file system, $2: our folder, $3: what runs mount besides what lies in /tmp; then the command
 ENTER = """\
 set -e
 mount --bind "$1" "$1"
@@ -64,10 +66,14 @@ for name in passwd group subuid subgid cdi containers/containers.conf; do
     mount --bind "$2/etc/$name" "$1/etc/$name"
 done
 mount --rbind /tmp "$1/tmp"
+case "$3" in
+    /tmp/*) ;;
+    *) mkdir -p "$1$3"; mount --bind "$3" "$1$3" ;;
+esac
 cd "$1"
 pivot_root . mnt
 cd /
-shift 2
+shift 3
 exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin PODMAN_IGNORE_CGROUPSV1_WARNING=1 "$@"
 """
 
@@ -104,6 +110,7 @@ def _root_file_system(suite: str) -> Path:
             (making / "etc" / "cdi").mkdir()
             for name in ("subuid", "subgid", "containers/containers.conf"):  # what we mount over must be there
                 (making / "etc" / name).touch()
+            (making / "root").chmod(0o755)  # the library may lie there, and the user of a rootless engine mounts it
             making.rename(root)
     return root
 
@@ -143,7 +150,7 @@ class PodmanEngine:
         spaces = ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
         with self.log.open("ab") as log:
             self._service = subprocess.Popen(
-                [*spaces, "sh", "-c", ENTER, "sh", str(self.root), str(self.folder), *command],
+                [*spaces, "sh", "-c", ENTER, "sh", str(self.root), str(self.folder), str(INSIDE), *command],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

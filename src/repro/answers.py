@@ -81,7 +81,7 @@ def _gpu_support(info: dict[str, Any]) -> str:
 
 
 def cdi_names(gpus: tuple[str, ...] | int) -> list[str]:
-    """GPUs as the Container Device Interface names them, in the specifications that `nvidia-ctk cdi generate` writes."""
+    """GPUs as the Container Device Interface names them in what `nvidia-ctk cdi generate` writes."""
     wanted = gpus if isinstance(gpus, tuple) else ("all",) if gpus < 0 else map(str, range(gpus))
     return [each if "=" in each else f"nvidia.com/gpu={each}" for each in wanted]
 

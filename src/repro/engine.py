@@ -56,7 +56,7 @@ class Exit(Value, frozen=True, kw_only=True):
     """How a container ended, as its engine tells it."""
 
     code: int
-    oom: bool
+    oom: bool | None  # None: the engine does not tell
     error: str
 
 
@@ -364,7 +364,9 @@ class Engine:
             state = self.client.api.inspect_container(container)["State"]
         if state.get("Running"):
             return None
-        return Exit(code=state["ExitCode"], oom=bool(state.get("OOMKilled")), error=state.get("Error") or "")
+        oom = bool(state.get("OOMKilled"))
+        untold = self.podman and state["ExitCode"] == 137 and not oom
+        return Exit(code=state["ExitCode"], oom=None if untold else oom, error=state.get("Error") or "")
 
     def stop(self, container: str, grace: float) -> None:
         """Ask the container to end (SIGTERM), and kill it `grace` seconds later."""
