@@ -13,7 +13,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "repro"
 
 # A module imports only from the rows above its own, and from what stands left of it.
 ROWS = (
-    "errors experiment project record manifest",
+    "errors experiment project guard record manifest",
     "config",
     "repository lfs checkout source",
     "download answers endpoint refusal engine dockerfile context builder base pylock spec assembly inputs image lockfile",
@@ -22,7 +22,7 @@ ROWS = (
     "plan terminal pump runner",
     "journal store view tracking publication publisher",
     "report display",
-    "ui doctor housekeeping predecessor",
+    "ui doctor pins housekeeping leftovers pruning predecessor",
     "imaging locking",
     "run",
     "cli",

@@ -13,10 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from repro import builder, dockerfile
-from repro.builder import Request
+from repro import builder
 from repro.engine import connect
-from repro.errors import BadInputError
 from repro.project import Project
 from repro.record import folders
 from tests.podman_engine import USER, PodmanEngine, podman_engine
@@ -168,43 +166,26 @@ def test_a_step_that_fails_is_named_with_its_line_and_output(lab: Project, repro
     assert "exit status 9" in done.stderr
 
 
-def test_a_here_document_that_it_would_misread_is_refused_before_the_build(lab: Project, repro: Repro) -> None:
-    (lab.docker / "Dockerfile").write_text("ARG BASE_IMAGE\nFROM ${BASE_IMAGE}\nRUN <<EOF\necho hello\nEOF\n")
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        ("RUN <<EOF\necho hello\nEOF", "a here-document in RUN"),
+        ("COPY --link docker/Dockerfile /", "COPY --link"),
+        ("RUN --mount=type=secret,id=token cat /run/secrets/token", "RUN --mount=type=secret,id=token"),
+    ],
+)
+def test_what_it_would_misread_is_refused_before_the_build(lab: Project, repro: Repro, line: str, what: str) -> None:
+    (lab.docker / "Dockerfile").write_text(f"ARG BASE_IMAGE\nFROM ${{BASE_IMAGE}}\n{line}\n")
     done = repro("rebuild")
     assert done.returncode == 2
-    assert "Dockerfile:3 is a here-document, and Podman 4.3.1 reads its lines as instructions" in done.stderr
+    assert f"Dockerfile:3 holds what Podman 4.3.1 does not do through Docker's API: {what}" in done.stderr
 
 
-def test_a_base_that_no_registry_gives_is_told_as_that(podman: PodmanEngine) -> None:
-    text = "FROM nosuch.example/base:1\n"
-    assert dockerfile.heredoc(text) is None
-    request = Request(
-        tag="test-podman:x",
-        dockerfile="Dockerfile",
-        text=text,
-        context=_context(text),
-        build_args={},
-        labels={},
-        platform="linux/amd64",
-        target=None,
-        network=None,
-        no_cache=False,
-    )
-    with pytest.raises(Exception, match="a base image cannot be had") as caught:
-        builder.build(connect(), request, say=print, log=None)
-    assert not isinstance(caught.value, BadInputError)
-
-
-def _context(text: str) -> bytes:
-    import io
-    import tarfile
-
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
-        entry = tarfile.TarInfo("Dockerfile")
-        entry.size = len(text)
-        archive.addfile(entry, io.BytesIO(text.encode()))
-    return buffer.getvalue()
+def test_a_base_that_no_registry_gives_is_told_as_that(lab: Project, repro: Repro) -> None:
+    (lab.docker / "Dockerfile").write_text("ARG BASE_IMAGE\nFROM nosuch.example/base:1\nFROM ${BASE_IMAGE}\n")
+    done = repro("rebuild")
+    assert done.returncode == 3
+    assert "docker/Dockerfile:2: a base image cannot be had" in done.stderr
 
 
 def test_prune_removes_what_nothing_needs(lab: Project, repro: Repro, podman: PodmanEngine) -> None:

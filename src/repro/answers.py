@@ -47,6 +47,29 @@ class ImageFacts(Value, frozen=True, kw_only=True):
     platform: str
 
 
+class ContainerFacts(Value, frozen=True, kw_only=True):
+    """What an engine says of one container in its list."""
+
+    id: str
+    name: str
+    image: str  # id
+    labels: dict[str, str]  # its own, and those of its image
+    state: str  # created, running, exited, ...
+    created: int  # seconds since 1970
+
+
+def container_facts(found: dict[str, Any]) -> ContainerFacts:
+    """The facts in an entry of an engine's answer to `/containers/json`."""
+    return ContainerFacts(
+        id=found["Id"],
+        name=next(iter(found.get("Names") or [found["Id"]])).lstrip("/"),
+        image=full_id(found["ImageID"]),
+        labels=found.get("Labels") or {},
+        state=found.get("State", ""),
+        created=int(found.get("Created", 0)),
+    )
+
+
 def engine_facts(info: dict[str, Any], version: dict[str, Any]) -> EngineFacts:
     """The facts in an engine's answers to `/info` and `/version`."""
     driver = dict(pair for pair in info.get("DriverStatus") or [] if len(pair) == 2)

@@ -192,6 +192,11 @@ def _bootstrap(recipe: BaseRecipe, target: Path, authorities: Path | None, say: 
         )
 
 
+def can_make() -> bool:
+    """Whether this user can bootstrap a base on this machine."""
+    return sys.platform.startswith("linux") and shutil.which("mmdebstrap") is not None and os.geteuid() == 0
+
+
 def _require_tools() -> None:
     if not sys.platform.startswith("linux") or shutil.which("mmdebstrap") is None:
         raise EnvironmentUnfitError(

@@ -102,12 +102,11 @@ def check(engine: Engine, text: str, name: str) -> None:
 def _check_for_podman(engine: Engine, text: str, name: str) -> None:
     version = engine.facts().version
     known = [int(part) for part in re.findall(r"\d+", version)[:2]] >= [*PODMAN_HEREDOCS]
-    need = None if known else dockerfile.heredoc(text)
-    if need:
+    if need := dockerfile.podman_lacks(text, heredocs=known):
         raise BadInputError(
-            f"{name}:{need.line} is a here-document, and Podman {version} reads its lines as instructions",
-            evidence=[f"line {need.line}: {need.what}"],
-            hints=["write that line without it", "or use Podman 4.8 or newer, or Docker with buildx"],
+            f"{name}:{need.line} holds what Podman {version} does not do through Docker's API: {need.what}",
+            evidence=[f"line {need.line}: {need.what}", f"engine: {engine.host_url}"],
+            hints=["write that line without it", "or build with Docker and its buildx plugin"],
         )
 
 

@@ -182,10 +182,9 @@ def needs_buildkit(text: str) -> Need | None:
     for number, name, value in _directives(text):
         if name == "syntax":
             return Need(line=number, what=f"the frontend {value} (# syntax=)")
-    document = heredoc(text)
     for instruction in _instructions(text):
-        if document and document.line == instruction.start_line:
-            return document
+        if instruction.heredocs:
+            return Need(line=instruction.start_line, what=f"a here-document in {instruction.name}")
         for flag in instruction.flags:
             option = flag.partition("=")[0]
             if option in BUILDKIT_FLAGS.get(instruction.name, ()):
@@ -193,14 +192,19 @@ def needs_buildkit(text: str) -> Need | None:
     return None
 
 
-def heredoc(text: str) -> Need | None:
-    """The first here-document in a Dockerfile.
+def podman_lacks(text: str, *, heredocs: bool) -> Need | None:
+    """The first thing in a Dockerfile that Podman's Docker API cannot do; `heredocs`: it can do those.
 
     Raises:
         BadInputError: this is no Dockerfile.
     """
-    found = (each for each in _instructions(text) if each.heredocs)
-    return next((Need(line=each.start_line, what=f"a here-document in {each.name}") for each in found), None)
+    for instruction in _instructions(text):
+        if instruction.heredocs and not heredocs:
+            return Need(line=instruction.start_line, what=f"a here-document in {instruction.name}")
+        for flag in instruction.flags:
+            if flag.partition("=")[0] == "--link" or re.match(r"--mount=(.*,)?type=(secret|ssh)(,|$)", flag):
+                return Need(line=instruction.start_line, what=f"{instruction.name} {flag}")
+    return None
 
 
 def line_of_step(text: str, step: int) -> int | None:

@@ -16,7 +16,7 @@ from functools import cached_property
 from typing import Any, BinaryIO
 
 from repro import answers, endpoint, refusal
-from repro.answers import EngineFacts, ImageFacts
+from repro.answers import ContainerFacts, EngineFacts, ImageFacts
 from repro.errors import EngineUnreachableError, EnvironmentUnfitError
 from repro.experiment import Value
 
@@ -175,11 +175,16 @@ class Engine:
     def _image_facts(self, ref: str) -> ImageFacts:
         return answers.image_facts(self.client.api.inspect_image(ref), podman=self.podman)
 
-    def images(self, label: str) -> list[ImageFacts]:
-        """The images that carry a label, as `key` or `key=value`."""
+    def images(self, label: str | None = None) -> list[ImageFacts]:
+        """The images that carry a label, as `key` or `key=value`; without one, every image."""
         with translated("listing images"):
-            found = self.client.api.images(filters={"label": label})
+            found = self.client.api.images(filters={"label": label} if label else None)
             return [self._image_facts(each["Id"]) for each in found]
+
+    def layer_sizes(self, ref: str) -> tuple[int, ...]:
+        """Bytes of each step of an image that has any, from the first; not every layer has."""
+        with translated(f"looking into image {ref}"):
+            return tuple(step["Size"] for step in reversed(self.client.api.history(ref)) if step.get("Size"))
 
     def tag(self, ref: str, tag: str) -> None:
         """Let `tag` (name:tag) point to the image `ref`."""
@@ -401,10 +406,17 @@ class Engine:
             found = self.client.api.containers(all=True, filters={"label": label})
         return [(each["Id"], each.get("Labels") or {}, each.get("State") == "running") for each in found]
 
-    def image_ids_in_use(self) -> set[str]:
-        """Ids of the images that any container, running or not, was made from."""
+    def all_containers(self) -> list[ContainerFacts]:
+        """Every container, running or not, whoever made it."""
         with translated("listing containers"):
-            return {answers.full_id(each["ImageID"]) for each in self.client.api.containers(all=True)}
+            return [answers.container_facts(each) for each in self.client.api.containers(all=True)]
+
+    def mounted(self, container: str) -> set[str]:
+        """The host's folders and files that a container sees; none when it is gone."""
+        with suppress(refusal.ContainerGoneError), _of_container("inspecting the container"):
+            mounts = self.client.api.inspect_container(container).get("Mounts") or []
+            return {str(mount.get("Source", "")) for mount in mounts}
+        return set()
 
     def attach(self, container: str) -> Any:
         """A raw, two-way socket to the terminal of an interactive container that has not started yet.

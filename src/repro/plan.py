@@ -227,7 +227,12 @@ def _container(
         name=f"repro-{planned.run}",
         command=planned.command,
         env=planned.env,
-        labels={RUN_LABEL: planned.run, "repro.project": planned.project, "repro.folder": str(folder.path)},
+        labels={
+            RUN_LABEL: planned.run,
+            "repro.project": planned.project,
+            "repro.folder": str(folder.path),
+            "repro.user": planned.host.user,  # else it would be the image's, which may be another's
+        },
         user=planned.user,
         workdir="/workspace",
         mounts=tuple(mounts),

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from datetime import datetime
 
 from repro import explain, inputs, report
-from repro.engine import Engine, ImageFacts
+from repro.answers import ImageFacts
+from repro.engine import Engine
 from repro.experiment import Value
 from repro.explain import Change
 from repro.housekeeping import time_of

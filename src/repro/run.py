@@ -9,14 +9,14 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from datetime import datetime, timezone
 from functools import cached_property, partial
 from pathlib import Path
 
 import msgspec
 
-from repro import assembly, config, floating, housekeeping, image, inputs, journal, lockfile, report, runner, source
+from repro import assembly, config, floating, guard, housekeeping, image, inputs, journal, lockfile, report, runner, source
 from repro import plan as planning
 from repro.answers import EngineFacts
 from repro.display import Display, guarded
@@ -150,6 +150,7 @@ class Session:
         self.locked, self.only_look = locked, only_look
         self.images: dict[bytes, tuple[ImageSpec, Image]] = {}
         self._follower: Follower | None = None
+        self._starting = ExitStack()  # what is pruned meanwhile
 
     @cached_property
     def engine(self) -> Engine:
@@ -225,9 +226,11 @@ class Session:
         return fetched
 
     def plan(self, composed: config.Composed, *, name_suffix: str = "") -> planning.Plan:
-        """Everything decided; what is missing (image, data) has been made."""
+        """Everything decided; what is missing (image, data) has been made, and stays until `execute` has begun."""
+        self._starting.enter_context(guard.starting())
         experiment = composed.experiment
         snapshot, code_folder, diff = self.code
+        source.touch(code_folder)  # a sweep may be longer than exports are kept
         spec, made = self.image(experiment.image, experiment.build)
         texts = {path: inputs.without_users(text) for path, text in spec.recipe().items()}
         texts[inputs.FILE] = inputs.document(inputs.of_spec(spec))
@@ -293,11 +296,13 @@ class Session:
                     say=self.display.notice,
                 )
             finally:
+                self._starting.close()
                 self._link(plan.planned.run, folder)
             step.detail = report.outcome(record)
         return record, folder
 
     def _started(self, folder: RunFolder, record: Record) -> None:
+        self._starting.close()  # the container holds them from now on
         self._link(record.planned.run, folder)
         here = folder.path.is_relative_to(self.project.root)
         if here and not folder.path.is_relative_to(self.project.runs):  # the user chose it, perhaps where git looks
@@ -346,6 +351,7 @@ class Session:
 
     def close(self) -> None:
         """Let go of what the session holds; the follower finishes by itself."""
+        self._starting.close()
         if self._follower:
             self._follower.close()
 
