@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
-from repro import pins
+from repro import pins, report
 from repro.answers import ContainerFacts, ImageFacts
 from repro.engine import Engine
 from repro.errors import ReproError
@@ -174,8 +174,9 @@ def _loses(row: Row, variant: str, user: str) -> str:
     if row.digest:
         again = f"it can be pulled again: {row.digest}"
     else:
-        base = f" while its base ({row.base[:71]}) and packages can be had" if row.base else ""
-        again = f"a rebuild of spec {row.spec[:16]} is possible{base}, and gives an image with another id"
+        base = row.base if "@" in row.base else report.short(row.base)
+        had = f"while its base ({base}) and its packages can be had"
+        again = f"a rebuild of spec {row.spec[:16]} is possible {had}, and gives another id"
     if TEMPORARY in row.tag:
         return "nothing: its build was broken off"
     lost = []

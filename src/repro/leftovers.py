@@ -12,7 +12,7 @@ from repro.answers import ContainerFacts, ImageFacts
 from repro.engine import Engine
 from repro.errors import ReproError
 from repro.housekeeping import Removal, Row
-from repro.image import SPEC_LABEL, USER_LABEL
+from repro.image import USER_LABEL
 from repro.plan import RUN_LABEL
 from repro.project import Project, cache_folder
 from repro.record import RunFolder
@@ -30,7 +30,7 @@ def containers(found: Iterable[ContainerFacts], *, user: str, now: float) -> lis
     """Our containers that no run needs any more: never a running one, and nobody else's."""
     removals = []
     for each in found:
-        if RUN_LABEL not in each.labels or each.labels.get(USER_LABEL, user) != user:
+        if not each.labels.keys() >= {RUN_LABEL, "repro.folder"} or each.labels.get(USER_LABEL, user) != user:
             continue
         if why := _over(each, now):
             removals.append(Removal(kind="container", name=each.name, id=each.id, size=0, loses=why))
@@ -44,7 +44,7 @@ def _over(container: ContainerFacts, now: float) -> str:
         return "it was never started" if age > STARTING else ""
     if container.state not in ("exited", "dead", "stopped"):
         return ""
-    folder = RunFolder(Path(container.labels.get("repro.folder") or "/nowhere"))
+    folder = RunFolder(Path(container.labels["repro.folder"]))
     try:
         record = folder.read()
     except ReproError:
@@ -55,9 +55,13 @@ def _over(container: ContainerFacts, now: float) -> str:
     return "its run is over and recorded" if record.ended else ""  # else its end has yet to be recorded
 
 
-def building(rows: Sequence[Row]) -> frozenset[str]:
-    """The specs among these that a process of this user builds now: their locks are held."""
-    return frozenset(row.spec for row in rows if _held(cache_folder() / "locks" / f"image-{row.spec[:32]}.lock"))
+def building(rows: Sequence[Row], *, now: float) -> frozenset[str]:
+    """The specs among these whose builds go on: a process of this user holds the lock, or the image is fresh."""
+    return frozenset(
+        row.spec
+        for row in rows
+        if now - row.created.timestamp() < STARTING or _held(cache_folder() / "locks" / f"image-{row.spec[:32]}.lock")
+    )
 
 
 def any_building() -> bool:
@@ -91,12 +95,11 @@ def base_images(images: Sequence[ImageFacts], going: Collection[str], busy: Coll
         return []
     standing = [image for image in images if image.id not in going]
     removals = []
-    for image in images:
-        if bases.RECIPE_LABEL not in image.labels or SPEC_LABEL in image.labels:
-            continue
+    for image in filter(bases.is_base, images):
         if image.id in busy or any(_stands_on(other, image) for other in standing if other.id != image.id):
             continue
-        for tag in image.tags or (image.id,):
+        ours = [tag for tag in image.tags if tag.startswith(f"{bases.NAME}:")]
+        for tag in ours if image.tags else [image.id]:
             loses = "no image stands on it; the next build makes it anew, in half a minute"
             removals.append(Removal(kind="base", name=tag, id=tag, size=image.size, loses=loses))
     return removals

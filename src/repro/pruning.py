@@ -35,7 +35,7 @@ def plan(engine: Engine, project: Project, lock: Lock, *, user: str, force: bool
     ended = {each.id for each in containers}
     staying = [each for each in found if each.id not in ended]
     rows = housekeeping.images(engine, project.runs, staying)
-    images = housekeeping.plan_images(rows, lock, user=user, force=force, building=leftovers.building(rows))
+    images = housekeeping.plan_images(rows, lock, user=user, force=force, building=leftovers.building(rows, now=now))
     tags = {each.id for each in images.removed}
     going = {row.id for row in rows if row.tag in tags} - {each.image for each in staying}
     bases = leftovers.base_images(engine.images(), going, {each.image for each in staying})
