@@ -243,16 +243,16 @@ def test_a_run_waits_until_a_prune_is_over() -> None:
 
 
 @pytest.fixture(scope="module")
-def own_engine(debian_base: str) -> Iterator[SecondEngine]:
-    """An engine on which everything may be removed, with the base image on it."""
+def own_engine() -> Iterator[SecondEngine]:
+    """An engine on which everything may be removed."""
     with second_engine(gpus=None) as engine:
-        engine.copy_image(debian_base)
         yield engine
 
 
 @pytest.fixture
-def alone(own_engine: SecondEngine, monkeypatch: pytest.MonkeyPatch) -> Iterator[SecondEngine]:
+def alone(own_engine: SecondEngine, debian_base: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[SecondEngine]:
     """Only the base is on it, before and after."""
+    own_engine.copy_image(debian_base)
     monkeypatch.setenv("DOCKER_HOST", own_engine.url)
     yield own_engine
     engine = connect()
@@ -296,12 +296,12 @@ def test_prune_keeps_what_is_needed_and_pinned_and_says_what_the_rest_costs(
     listed = repro("prune", "--dry-run")
     assert f"removes  image {tags['loose']}" in listed.stderr
     assert "and gives another id" in listed.stderr
-    assert listed.stdout == "would remove 1 image, 10.0 MB\n"  # not the base below it, which stays
+    assert listed.stdout == "would remove 1 image, 10 MB\n"  # not the base below it, which stays
     assert connect().image(tags["loose"]) is not None
 
     assert repro("prune").returncode == 4  # nobody there to say yes
     done = repro("prune", "--yes")
-    assert (done.returncode, done.stdout) == (0, "removed 1 image, 10.0 MB\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, "removed 1 image, 10 MB\n"), done.stderr
     found = [connect().image(tags[words]) is not None for words in ("pinned", "loose", "used")]
     assert found == [True, False, True]
 
@@ -333,8 +333,9 @@ def test_prune_removes_leftover_containers_and_then_their_images(
     ended = api.create_container(tag, ["true"], name="repro-r", labels=labels)["Id"]
     api.start(ended)
     api.wait(ended)
-    assert repro("prune", "--yes").stdout == "removed 1 container, 1 image, 10.0 MB\n"
-    assert connect().image(tag) is None
+    done = repro("prune", "--yes")
+    assert done.stdout == "removed 1 container, 1 image, 1 base, 176 MB\n", done.stderr
+    assert connect().images() == []
 
 
 @pytest.mark.engine
