@@ -22,7 +22,7 @@ ROWS = (
     "plan terminal pump runner",
     "journal store view tracking publication publisher",
     "report display",
-    "ui doctor pins housekeeping leftovers pruning predecessor",
+    "ui findings enginecheck doctor pins housekeeping leftovers pruning predecessor",
     "imaging locking",
     "run",
     "cli",

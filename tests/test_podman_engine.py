@@ -197,6 +197,15 @@ def test_prune_removes_what_nothing_needs(lab: Project, repro: Repro, podman: Po
     assert connect().image(tag) is None
 
 
+def test_the_doctor_tells_what_it_can_and_cannot_do(lab: Project, repro: Repro, buildx: str) -> None:
+    found = {each["what"]: each for each in json.loads(repro("doctor", "--json").stdout)}
+    assert found["engine"]["facts"]["product"] == "Podman"
+    assert found["engine"]["facts"]["rootless"] is False
+    assert found["builder"]["facts"] == {"builder": "podman"}
+    assert "here-documents" in found["builder"]["detail"]
+    assert found["gpu"]["facts"]["offered"] is False
+
+
 # rootless ---------------------------------------------------------------------------------------------------------
 
 
@@ -273,3 +282,9 @@ def test_a_limit_that_it_cannot_keep_is_said(as_user: Run, rootless: PodmanEngin
     assert done.returncode == 0, done.stderr
     unkept = rootless.client().info()["MemoryLimit"] is False
     assert any("resources.memory" in notice for notice in latest(theirs)[0].planned.notices) is unkept
+
+
+def test_the_doctor_knows_a_rootless_engine(repro: Repro, rootless: PodmanEngine) -> None:
+    found = {each["what"]: each for each in json.loads(repro("doctor", "--json", DOCKER_HOST=rootless.url).stdout)}
+    assert found["engine"]["facts"]["rootless"] is True
+    assert "root in its containers is you" in found["engine"]["detail"]
