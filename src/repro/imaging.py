@@ -21,9 +21,9 @@ from repro.project import Project, cache_folder, ignored_folder, user_name
 
 if TYPE_CHECKING:
     from repro.answers import ImageFacts
+    from repro.housekeeping import Plan, Removal
     from repro.predecessor import Explanation
     from repro.spec import ImageSpec
-    from repro.housekeeping import Plan, Removal
 
 OVERRIDES = "Hydra overrides, such as image=debian"
 Verb = Callable[[argparse.Namespace, Display], int]

@@ -16,7 +16,20 @@ from pathlib import Path
 
 import msgspec
 
-from repro import assembly, config, floating, guard, housekeeping, image, inputs, journal, lockfile, report, runner, source
+from repro import (
+    assembly,
+    config,
+    floating,
+    guard,
+    housekeeping,
+    image,
+    inputs,
+    journal,
+    lockfile,
+    report,
+    runner,
+    source,
+)
 from repro import plan as planning
 from repro.answers import EngineFacts
 from repro.display import Display, guarded
