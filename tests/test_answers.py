@@ -59,3 +59,12 @@ def test_digests_that_podman_makes_up_are_no_digests() -> None:
     assert pulled.digests == ("x@sha256:1", "quay.io/me/x@sha256:1")
     ours = {**IMAGE, "RepoDigests": names, "Config": {"Labels": {"repro.spec": "0"}}}
     assert answers.image_facts(ours, podman=True).digests == ("quay.io/me/x@sha256:1",)
+
+
+def test_the_containerd_store_makes_digests_up_as_well() -> None:
+    found = {"Id": "sha256:1", "RepoDigests": ["my-tf@sha256:1", "host:5000/my-tf@sha256:1"]}
+    ours = {**found, "Config": {"Labels": {"repro.spec": "0"}}}
+    assert answers.image_facts(ours, podman=False).digests == ("host:5000/my-tf@sha256:1",)
+    assert answers.image_facts(found, podman=False).digests == ("my-tf@sha256:1", "host:5000/my-tf@sha256:1")
+    classic = {**ours, "Id": "sha256:2"}  # there a digest is only what a registry gave
+    assert len(answers.image_facts(classic, podman=False).digests) == 2

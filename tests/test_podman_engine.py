@@ -17,7 +17,7 @@ from repro import builder
 from repro.engine import connect
 from repro.project import Project
 from repro.record import folders
-from tests.podman_engine import USER, PodmanEngine, podman_engine
+from tests.debian_engine import USER, DebianEngine, podman_engine
 from tests.test_run_engine import latest, on_a_terminal, read_all
 
 pytestmark = [pytest.mark.engine, pytest.mark.podman]
@@ -27,7 +27,7 @@ Run = Callable[..., "tuple[subprocess.CompletedProcess[str], Project]"]
 
 
 @pytest.fixture(scope="module")
-def podman(debian_base: str) -> Iterator[PodmanEngine]:
+def podman(debian_base: str) -> Iterator[DebianEngine]:
     """Podman 4.3 as root, on a machine whose GPUs it could give, with the base image on it."""
     with podman_engine("bookworm", gpus=True) as engine:
         engine.copy_image(debian_base)
@@ -35,7 +35,7 @@ def podman(debian_base: str) -> Iterator[PodmanEngine]:
 
 
 @pytest.fixture(autouse=True)
-def _here(podman: PodmanEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+def _here(podman: DebianEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DOCKER_HOST", podman.url)
 
 
@@ -43,12 +43,12 @@ def run(repro: Repro, *arguments: str) -> subprocess.CompletedProcess[str]:
     return repro("run", "experiment=toy", "tracking.enabled=false", *arguments)
 
 
-def left(podman: PodmanEngine) -> list[str]:
+def left(podman: DebianEngine) -> list[str]:
     return [each["Names"][0] for each in podman.client().api.containers(all=True)]
 
 
 def test_an_image_is_built_once_and_runs_leave_their_outputs_to_the_caller(
-    lab: Project, repro: Repro, podman: PodmanEngine
+    lab: Project, repro: Repro, podman: DebianEngine
 ) -> None:
     (lab.docker / "Dockerfile").write_text("ARG BASE_IMAGE\nFROM ${BASE_IMAGE}\nRUN echo built > /built\n")
     built = repro("rebuild", "--json")
@@ -92,7 +92,7 @@ def test_locked_accepts_what_rebuild_wrote_and_nothing_else(lab: Project, repro:
 
 @pytest.mark.parametrize("asked", ["all", "1", "[0]", "[GPU-1234]"])
 def test_gpus_that_it_would_ignore_in_silence_are_refused(
-    lab: Project, repro: Repro, podman: PodmanEngine, asked: str
+    lab: Project, repro: Repro, podman: DebianEngine, asked: str
 ) -> None:
     done = run(repro, f"gpus={asked}")
     assert done.returncode == 3
@@ -127,7 +127,7 @@ def test_auto_runs_on_the_cpu_and_says_why(lab: Project, repro: Repro) -> None:
     ids=["exit code", "no command", "memory", "time"],
 )
 def test_runs_that_fail_say_why(
-    lab: Project, repro: Repro, podman: PodmanEngine, options: list[str], code: int, says: str
+    lab: Project, repro: Repro, podman: DebianEngine, options: list[str], code: int, says: str
 ) -> None:
     done = run(repro, "gpus=none", *options)
     assert done.returncode == code, done.stderr
@@ -135,7 +135,7 @@ def test_runs_that_fail_say_why(
     assert left(podman) == []
 
 
-def test_the_shell_works_in_its_containers_too(lab: Project, podman: PodmanEngine) -> None:
+def test_the_shell_works_in_its_containers_too(lab: Project, podman: DebianEngine) -> None:
     process, master = on_a_terminal(lab, "shell", "experiment=toy", "gpus=none")
     os.write(master, b"pwd; echo made > /outputs/by-hand; exit 5\n")
     seen = b"".join(read_all(master))
@@ -188,7 +188,7 @@ def test_a_base_that_no_registry_gives_is_told_as_that(lab: Project, repro: Repr
     assert "docker/Dockerfile:2: a base image cannot be had" in done.stderr
 
 
-def test_prune_removes_what_nothing_needs(lab: Project, repro: Repro, podman: PodmanEngine) -> None:
+def test_prune_removes_what_nothing_needs(lab: Project, repro: Repro, podman: DebianEngine) -> None:
     (lab.docker / "Dockerfile").write_text("ARG BASE_IMAGE\nFROM ${BASE_IMAGE}\nRUN echo for prune > /built\n")
     tag = json.loads(repro("rebuild", "--json").stdout)["tag"]
     lab.lock.unlink()
@@ -210,7 +210,7 @@ def test_the_doctor_tells_what_it_can_and_cannot_do(lab: Project, repro: Repro, 
 
 
 @pytest.fixture(scope="module")
-def rootless(debian_base: str) -> Iterator[PodmanEngine]:
+def rootless(debian_base: str) -> Iterator[DebianEngine]:
     """Podman 5.4 of a plain user, with two GPUs through CDI, and the base image on it."""
     with podman_engine("trixie", rootless=True, gpus=True) as engine:
         engine.copy_image(debian_base)
@@ -218,7 +218,7 @@ def rootless(debian_base: str) -> Iterator[PodmanEngine]:
 
 
 @pytest.fixture
-def as_user(lab: Project, rootless: PodmanEngine) -> Iterator[Run]:
+def as_user(lab: Project, rootless: DebianEngine) -> Iterator[Run]:
     """`repro run experiment=toy` by the engine's user, in a copy of the project that is theirs."""
     home = Path(tempfile.mkdtemp(prefix="ada-"))
     shutil.copytree(lab.root, home / "project")
@@ -244,7 +244,7 @@ def as_user(lab: Project, rootless: PodmanEngine) -> Iterator[Run]:
     shutil.rmtree(home)
 
 
-def test_a_rootless_engine_gives_all_files_to_the_caller(as_user: Run, rootless: PodmanEngine) -> None:
+def test_a_rootless_engine_gives_all_files_to_the_caller(as_user: Run, rootless: DebianEngine) -> None:
     done, theirs = as_user("gpus=none", "tracking.enabled=false")
     assert done.returncode == 0, done.stderr
     assert "built" in done.stderr
@@ -269,7 +269,7 @@ def test_podman_5_gives_gpus_through_cdi(as_user: Run, lab: Project, asked: str,
     assert record.started.gpus != "none"
 
 
-def test_a_gpu_that_its_cdi_does_not_name_is_refused(as_user: Run, rootless: PodmanEngine) -> None:
+def test_a_gpu_that_its_cdi_does_not_name_is_refused(as_user: Run, rootless: DebianEngine) -> None:
     done, theirs = as_user("gpus=[7]", "tracking.enabled=false")
     assert done.returncode == 3
     assert "unresolvable CDI devices nvidia.com/gpu=7" in done.stderr
@@ -277,14 +277,14 @@ def test_a_gpu_that_its_cdi_does_not_name_is_refused(as_user: Run, rootless: Pod
     assert left(rootless) == []
 
 
-def test_a_limit_that_it_cannot_keep_is_said(as_user: Run, rootless: PodmanEngine) -> None:
+def test_a_limit_that_it_cannot_keep_is_said(as_user: Run, rootless: DebianEngine) -> None:
     done, theirs = as_user("gpus=none", "tracking.enabled=false", "resources.memory=1GB")
     assert done.returncode == 0, done.stderr
     unkept = rootless.client().info()["MemoryLimit"] is False
     assert any("resources.memory" in notice for notice in latest(theirs)[0].planned.notices) is unkept
 
 
-def test_the_doctor_knows_a_rootless_engine(repro: Repro, rootless: PodmanEngine) -> None:
+def test_the_doctor_knows_a_rootless_engine(repro: Repro, rootless: DebianEngine) -> None:
     found = {each["what"]: each for each in json.loads(repro("doctor", "--json", DOCKER_HOST=rootless.url).stdout)}
     assert found["engine"]["facts"]["rootless"] is True
     assert "root in its containers is you" in found["engine"]["detail"]

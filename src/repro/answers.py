@@ -113,11 +113,10 @@ def image_facts(found: dict[str, Any], *, podman: bool) -> ImageFacts:
     """The facts in an engine's answer to `/images/NAME/json`."""
     config = found.get("Config") or {}
     labels = config.get("Labels") or {}
-    digests = tuple(found.get("RepoDigests") or ())
     return ImageFacts(
         id=full_id(found["Id"]),
         tags=tuple(familiar(tag) if podman else tag for tag in found.get("RepoTags") or ()),
-        digests=tuple(map(familiar, filter(_pulled(labels), digests))) if podman else digests,
+        digests=_digests(found, labels, podman=podman),
         labels=labels,
         env=tuple(config.get("Env") or ()),
         created=found.get("Created", ""),
@@ -140,12 +139,15 @@ def familiar(name: str) -> str:
     return name
 
 
-def _pulled(labels: dict[str, str]) -> Any:
-    """Podman gives each image a digest under each of its names, whether or not a registry has ever seen it.
+def _digests(found: dict[str, Any], labels: dict[str, str], *, podman: bool) -> tuple[str, ...]:
+    """The repo digests that a registry may know.
 
-    Nothing tells the true ones from the others. These cannot be true: a registry named `localhost` that Podman made
-    up, and our own images in Docker Hub's library, which is nobody's to push to.
+    Podman and the containerd store give every image one under each of its names, whether or not a registry has ever
+    seen it, and nothing tells the true ones from the others. Two kinds cannot be true: those of `localhost`, which
+    Podman makes up, and those of our own images in Docker Hub's library, which is nobody's to push to.
     """
+    digests = [each for each in found.get("RepoDigests") or () if not (podman and each.startswith("localhost/"))]
+    digests = [familiar(each) for each in digests] if podman else digests
     ours = any(label in labels for label in ("repro.spec", "repro.recipe"))
-    made_up = ("localhost/", "docker.io/library/") if ours else ("localhost/",)
-    return lambda digest: not digest.startswith(made_up)
+    unsure = podman or any(each.endswith(found["Id"]) for each in digests)  # there the id is the manifest's digest, too
+    return tuple(each for each in digests if "/" in each or not (ours and unsure))

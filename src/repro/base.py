@@ -55,8 +55,10 @@ def resolve(
         return tag_of(recipe), _ensured(recipe, engine, say=say, anew=pull)
     found = None if pull else engine.image(asked)
     found = found or engine.pull(asked, say)
-    # builders take a repo digest, or a name; an image that no registry has seen has the name alone
-    return repo_digest(asked, found) or asked, found
+    # builders take a repo digest, or a name; an image that no registry has seen has the name alone. In the containerd
+    # store every image has a digest, and BuildKit asks the registry for it even where the image is there
+    digest = repo_digest(asked, found)
+    return digest if digest and not digest.endswith(found.id) else asked, found
 
 
 def repo_digest(asked: str, base: ImageFacts) -> str | None:

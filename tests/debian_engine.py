@@ -1,7 +1,7 @@
-"""A real Podman behind Docker's API, for tests: Debian's own, with a root file system and namespaces to itself.
+"""Real engines of other Debians for tests: Podman, and a newer Docker, each with a root file system to itself.
 
 Nothing is installed on the machine. The root file system is bootstrapped once for each Debian suite and kept in the
-cache folder. The service is the first process of a namespace of processes, so all that it started ends with it, as do
+cache folder. The engine is the first process of a namespace of processes, so all that it started ends with it, as do
 its mounts. Its containers reach no network: use `network=none`. Needs root and mmdebstrap.
 """
 
@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,8 @@ from repro.project import cache_folder
 from tests.second_engine import answers, copy_image, require_root
 
 USER = 1000  # of a rootless engine
-PACKAGES = ("podman", "runc", "catatonit", "uidmap", "fuse-overlayfs", "ca-certificates")
+PODMAN = ("podman", "runc", "catatonit", "uidmap", "fuse-overlayfs", "ca-certificates")
+DOCKER = ("docker.io", "containerd", "runc", "tini", "iptables", "ca-certificates")
 START_SECONDS = 60.0
 # what a machine without the right to raise limits, and with cgroups of the first version, needs
 CONFIGURATION = """\
@@ -53,7 +54,8 @@ CDI = {
         for name in ("0", "1", "all")
     ],
 }
-# $1: root file system, $2: our folder, $3: what runs mount besides what lies in /tmp; then the command
+# $1: root file system, $2: our folder, $3: what runs mount besides what lies in /tmp, $4: our files in its /etc; then
+# the command
 ENTER = """\
 set -e
 mount --bind "$1" "$1"
@@ -62,7 +64,7 @@ mount --rbind /dev "$1/dev"
 mount -t proc proc "$1/proc"
 mount -t tmpfs tmpfs "$1/run"
 mount --bind "$2/var-tmp" "$1/var/tmp"
-for name in passwd group subuid subgid cdi containers/containers.conf; do
+for name in $4; do
     mount --bind "$2/etc/$name" "$1/etc/$name"
 done
 mount --rbind /tmp "$1/tmp"
@@ -73,41 +75,77 @@ esac
 cd "$1"
 pivot_root . mnt
 cd /
-shift 3
+shift 4
 exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin PODMAN_IGNORE_CGROUPSV1_WARNING=1 "$@"
 """
 
 
 @contextmanager
-def podman_engine(suite: str, *, rootless: bool = False, gpus: bool = False) -> Iterator[PodmanEngine]:
+def podman_engine(suite: str, *, rootless: bool = False, gpus: bool = False) -> Iterator[DebianEngine]:
     """A started Podman of that Debian; everything of it is gone afterwards. `gpus`: with two of them, through CDI."""
+    with _started(_root_file_system(suite, "podman", PODMAN)) as engine:
+        etc, run = engine.folder / "etc", engine.folder / "run"
+        for name in ("home", "run", "var-tmp"):
+            os.chown(engine.folder / name, *((USER, USER) if rootless else (0, 0)))
+        for name in ("cdi", "containers"):
+            (etc / name).mkdir()
+        (etc / "passwd").write_text(f"root:x:0:0::/root:/bin/sh\nada:x:{USER}:{USER}::{engine.folder}/home:/bin/sh\n")
+        (etc / "group").write_text(f"root:x:0:\nada:x:{USER}:\n")
+        for name in ("subuid", "subgid"):
+            (etc / name).write_text("ada:200000:65536\n")
+        (etc / "containers" / "containers.conf").write_text(CONFIGURATION)
+        if gpus:
+            (etc / "cdi" / "nvidia.json").write_text(json.dumps(CDI))
+        command = [f"HOME={engine.folder}/home", f"XDG_RUNTIME_DIR={run}"]
+        if rootless:
+            command += ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", "podman"]
+        else:
+            command += ["podman", f"--root={engine.folder}/storage", f"--runroot={run}/storage", f"--tmpdir={run}/tmp"]
+        names = ("passwd", "group", "subuid", "subgid", "cdi", "containers/containers.conf")
+        engine.start([*command, "system", "service", "--time=0", engine.url], names)
+        yield engine
+
+
+@contextmanager
+def docker_engine(suite: str, *, containerd: bool) -> Iterator[DebianEngine]:
+    """A started Docker of that Debian, with the containerd store or the classic one; gone afterwards."""
+    with _started(_root_file_system(suite, "docker", DOCKER)) as engine:
+        options = {"features": {"containerd-snapshotter": containerd}, "iptables": False, "ip6tables": False}
+        (engine.folder / "etc" / "daemon.json").write_text(json.dumps(options))
+        command = ["dockerd", "--host", engine.url, "--config-file", f"{engine.folder}/etc/daemon.json"]
+        command += ["--data-root", f"{engine.folder}/data", "--exec-root", f"{engine.folder}/exec"]
+        engine.start([*command, "--pidfile", f"{engine.folder}/run/dockerd.pid"], ())
+        yield engine
+
+
+@contextmanager
+def _started(root: Path) -> Iterator[DebianEngine]:
     require_root()
-    root = _root_file_system(suite)
-    folder = Path(tempfile.mkdtemp(prefix="podman-"))  # short: a socket's path has 107 bytes
-    engine = PodmanEngine(root, folder, rootless=rootless, gpus=gpus)
+    engine = DebianEngine(root, Path(tempfile.mkdtemp(prefix="engine-")))  # short: a socket's path has 107 bytes
     try:
-        engine.start()
         yield engine
     finally:
         engine.dispose()
 
 
-def _root_file_system(suite: str) -> Path:
-    """Debian with Podman in it, made once."""
-    folder = cache_folder() / "tests" / f"podman-{suite}"
+def _root_file_system(suite: str, kind: str, packages: tuple[str, ...]) -> Path:
+    """Debian with an engine in it, made once."""
+    folder = cache_folder() / "tests" / f"{kind}-{suite}"
     folder.mkdir(parents=True, exist_ok=True)
     root = folder / "root"
     with filelock.FileLock(folder / "lock"):
         if not root.is_dir():
             making = folder / "making"
             shutil.rmtree(making, ignore_errors=True)
-            command = ["mmdebstrap", "--mode=root", "--variant=apt", f"--include={','.join(PACKAGES)}"]
+            command = ["mmdebstrap", "--mode=root", "--variant=apt", f"--include={','.join(packages)}"]
+            command.append('--aptopt=Acquire::Check-Valid-Until "false"')  # mirrors of testing fall behind
             command += [f"--dpkgopt=path-exclude={pattern}" for pattern in base.LEFT_OUT]
             done = subprocess.run(
                 [*command, suite, str(making), *base.mirrors(suite)], capture_output=True, text=True, check=False
             )
-            assert done.returncode == 0, f"Debian {suite} with Podman cannot be had:\n{done.stderr[-3000:]}"
-            (making / "etc" / "cdi").mkdir()
+            assert done.returncode == 0, f"Debian {suite} with {kind} cannot be had:\n{done.stderr[-3000:]}"
+            for name in ("cdi", "containers"):
+                (making / "etc" / name).mkdir(exist_ok=True)
             for name in ("subuid", "subgid", "containers/containers.conf"):  # what we mount over must be there
                 (making / "etc" / name).touch()
             (making / "root").chmod(0o755)  # the library may lie there, and the user of a rootless engine mounts it
@@ -115,42 +153,26 @@ def _root_file_system(suite: str) -> Path:
     return root
 
 
-class PodmanEngine:
-    """A service with all of its state in one folder."""
+class DebianEngine:
+    """An engine with all of its state in one folder."""
 
-    def __init__(self, root: Path, folder: Path, *, rootless: bool, gpus: bool) -> None:
-        self.root, self.folder, self.rootless = root, folder, rootless
+    def __init__(self, root: Path, folder: Path) -> None:
+        self.root, self.folder = root, folder
         self.url = f"unix://{folder}/run/engine.sock"
-        self.log = folder / "podman.log"
+        self.log = folder / "engine.log"
         self._service: subprocess.Popen[bytes] | None = None
         self._client: Any = None
         folder.chmod(0o755)
-        for name in ("home", "run", "var-tmp", "etc/cdi", "etc/containers"):
-            (folder / name).mkdir(parents=True)
-        for name in ("home", "run", "var-tmp"):
-            os.chown(folder / name, *((USER, USER) if rootless else (0, 0)))
-        etc = folder / "etc"
-        (etc / "passwd").write_text(f"root:x:0:0::/root:/bin/sh\nada:x:{USER}:{USER}::{folder}/home:/bin/sh\n")
-        (etc / "group").write_text(f"root:x:0:\nada:x:{USER}:\n")
-        for name in ("subuid", "subgid"):
-            (etc / name).write_text("ada:200000:65536\n")
-        (etc / "containers" / "containers.conf").write_text(CONFIGURATION)
-        if gpus:
-            (etc / "cdi" / "nvidia.json").write_text(json.dumps(CDI))
+        for name in ("home", "run", "var-tmp", "etc"):
+            (folder / name).mkdir()
 
-    def start(self) -> None:
-        """Start the service; returns when it answers."""
-        run = self.folder / "run"
-        command: list[str] = [f"HOME={self.folder}/home", f"XDG_RUNTIME_DIR={run}"]
-        if self.rootless:
-            command += ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", "podman"]
-        else:
-            command += ["podman", f"--root={self.folder}/storage", f"--runroot={run}/storage", f"--tmpdir={run}/tmp"]
-        command += ["system", "service", "--time=0", self.url]
+    def start(self, command: Sequence[str], etc: Sequence[str]) -> None:
+        """Start it with our files in its /etc; returns when it answers."""
         spaces = ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
+        places = [str(self.root), str(self.folder), str(INSIDE), " ".join(etc)]
         with self.log.open("ab") as log:
             self._service = subprocess.Popen(
-                [*spaces, "sh", "-c", ENTER, "sh", str(self.root), str(self.folder), str(INSIDE), *command],
+                [*spaces, "sh", "-c", ENTER, "sh", *places, *command],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -162,7 +184,7 @@ class PodmanEngine:
                 if answers(self.url):
                     return
             time.sleep(0.1)
-        raise AssertionError(f"Podman does not answer:\n{self.log.read_text()[-3000:]}")
+        raise AssertionError(f"the engine does not answer:\n{self.log.read_text()[-3000:]}")
 
     def client(self) -> Any:
         """The SDK's client of this engine; closed with it."""
@@ -187,7 +209,7 @@ class PodmanEngine:
             self._service.kill()  # and the kernel ends every process of its namespace
             self._service.wait()
         for container in containers:
-            for group in Path("/sys/fs/cgroup").glob(f"*/libpod_parent/*{container}*"):
+            for group in Path("/sys/fs/cgroup").glob(f"*/*/*{container}*"):
                 with contextlib.suppress(OSError):
                     group.rmdir()
         shutil.rmtree(self.folder, ignore_errors=True)
