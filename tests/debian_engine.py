@@ -39,6 +39,7 @@ runtime = "runc"
 cgroup_manager = "cgroupfs"
 events_logger = "file"
 """
+NO_INIT = 'init_path = "/nowhere/catatonit"'
 CDI = {
     "cdiVersion": "0.5.0",
     "kind": "nvidia.com/gpu",
@@ -48,7 +49,7 @@ CDI = {
             "containerEdits": {
                 "env": [f"NVIDIA_VISIBLE_DEVICES={name}"],
                 # in place of a device, which has to be there before a rootless engine can give it
-                "mounts": [{"hostPath": "/etc/cdi", "containerPath": "/fake-gpu", "options": ["bind", "ro"]}],
+                "mounts": [{"hostPath": "/usr/lib", "containerPath": "/fake-gpu", "options": ["bind", "ro"]}],
             },
         }
         for name in ("0", "1", "all")
@@ -81,8 +82,13 @@ exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin PODMAN_IGNORE_CGROUPSV1_WARNING=1
 
 
 @contextmanager
-def podman_engine(suite: str, *, rootless: bool = False, gpus: bool = False) -> Iterator[DebianEngine]:
-    """A started Podman of that Debian; everything of it is gone afterwards. `gpus`: with two of them, through CDI."""
+def podman_engine(
+    suite: str, *, rootless: bool = False, gpus: bool = False, init: bool = True
+) -> Iterator[DebianEngine]:
+    """A started Podman of that Debian; everything of it is gone afterwards.
+
+    `gpus`: with two of them, through CDI. `init`: with catatonit.
+    """
     with _started(_root_file_system(suite, "podman", PODMAN)) as engine:
         etc, run = engine.folder / "etc", engine.folder / "run"
         for name in ("home", "run", "var-tmp"):
@@ -93,7 +99,8 @@ def podman_engine(suite: str, *, rootless: bool = False, gpus: bool = False) -> 
         (etc / "group").write_text(f"root:x:0:\nada:x:{USER}:\n")
         for name in ("subuid", "subgid"):
             (etc / name).write_text("ada:200000:65536\n")
-        (etc / "containers" / "containers.conf").write_text(CONFIGURATION)
+        configuration = CONFIGURATION if init else CONFIGURATION.replace("[engine]", f"{NO_INIT}\n[engine]")
+        (etc / "containers" / "containers.conf").write_text(configuration)
         if gpus:
             (etc / "cdi" / "nvidia.json").write_text(json.dumps(CDI))
         command = [f"HOME={engine.folder}/home", f"XDG_RUNTIME_DIR={run}"]
@@ -107,10 +114,22 @@ def podman_engine(suite: str, *, rootless: bool = False, gpus: bool = False) -> 
 
 
 @contextmanager
-def docker_engine(suite: str, *, containerd: bool) -> Iterator[DebianEngine]:
-    """A started Docker of that Debian, with the containerd store or the classic one; gone afterwards."""
+def docker_engine(suite: str, *, containerd: bool, gpus: bool = False) -> Iterator[DebianEngine]:
+    """A started Docker of that Debian, with the containerd store or the classic one; gone afterwards.
+
+    `gpus`: with two of them, through CDI.
+    """
     with _started(_root_file_system(suite, "docker", DOCKER)) as engine:
-        options = {"features": {"containerd-snapshotter": containerd}, "iptables": False, "ip6tables": False}
+        cdi = engine.folder / "etc" / "cdi"
+        cdi.mkdir()
+        if gpus:
+            (cdi / "nvidia.json").write_text(json.dumps(CDI))
+        options = {
+            "features": {"containerd-snapshotter": containerd},
+            "cdi-spec-dirs": [str(cdi)],
+            "iptables": False,
+            "ip6tables": False,
+        }
         (engine.folder / "etc" / "daemon.json").write_text(json.dumps(options))
         command = ["dockerd", "--host", engine.url, "--config-file", f"{engine.folder}/etc/daemon.json"]
         command += ["--data-root", f"{engine.folder}/data", "--exec-root", f"{engine.folder}/exec"]

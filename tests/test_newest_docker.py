@@ -26,7 +26,7 @@ Repro = Callable[..., "subprocess.CompletedProcess[str]"]
 @pytest.fixture(scope="module", params=["overlay2", "containerd"])
 def store(request: pytest.FixtureRequest, debian_base: str) -> Iterator[str]:
     """Docker 28 with either store, and the base image on it."""
-    with docker_engine("forky", containerd=request.param == "containerd") as engine:
+    with docker_engine("forky", containerd=request.param == "containerd", gpus=True) as engine:
         engine.copy_image(debian_base)
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("DOCKER_HOST", engine.url)
@@ -78,7 +78,22 @@ def test_a_base_that_was_made_here_can_be_built_on(
     connect().remove_image(json.loads(built.stdout)["tag"])
 
 
+@pytest.mark.parametrize(("asked", "given"), [("all", "all"), ("auto", "all"), ("1", "0"), ("[1]", "1")])
+def test_gpus_that_only_cdi_announces_are_given(lab: Project, repro: Repro, store: str, asked: str, given: str) -> None:
+    done = run(repro, f"gpus={asked}", "command=[sh,-c,'test -d /fake-gpu && echo gpus=$NVIDIA_VISIBLE_DEVICES']")
+    assert done.returncode == 0, done.stderr
+    assert latest(lab)[1].output_log.read_text() == f"gpus={given}\n"
+    assert "NO GPU" not in done.stderr
+
+
+def test_a_gpu_that_there_is_not_is_refused(lab: Project, repro: Repro, store: str) -> None:
+    done = run(repro, "gpus=[7]")
+    assert done.returncode == 3
+    assert "unresolvable CDI devices nvidia.com/gpu=7" in done.stderr
+
+
 def test_the_doctor_knows_what_an_id_is_made_of(lab: Project, repro: Repro, store: str) -> None:
     found = {each["what"]: each for each in json.loads(repro("doctor", "--json").stdout)}
     assert found["engine"]["facts"]["store"] == store
     assert found["image ids"]["facts"]["id_of"] == ("manifest" if store == "containerd" else "configuration")
+    assert found["gpu"]["facts"]["engine"] == "cdi"

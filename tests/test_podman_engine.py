@@ -182,7 +182,9 @@ def test_what_it_would_misread_is_refused_before_the_build(lab: Project, repro: 
 
 
 def test_a_base_that_no_registry_gives_is_told_as_that(lab: Project, repro: Repro) -> None:
-    (lab.docker / "Dockerfile").write_text("ARG BASE_IMAGE\nFROM nosuch.example/base:1\nFROM ${BASE_IMAGE}\n")
+    (lab.docker / "Dockerfile").write_text(
+        "ARG BASE_IMAGE\nFROM nosuch.example/base:1 AS other\nFROM ${BASE_IMAGE}\nCOPY --from=other /x /x\n"
+    )
     done = repro("rebuild")
     assert done.returncode == 3
     assert "docker/Dockerfile:2: a base image cannot be had" in done.stderr
@@ -204,6 +206,16 @@ def test_the_doctor_tells_what_it_can_and_cannot_do(lab: Project, repro: Repro, 
     assert found["builder"]["facts"] == {"builder": "podman"}
     assert "here-documents" in found["builder"]["detail"]
     assert found["gpu"]["facts"]["offered"] is False
+
+
+def test_without_an_init_process_it_says_what_to_install(lab: Project, repro: Repro, debian_base: str) -> None:
+    with podman_engine("bookworm", init=False) as engine:
+        engine.copy_image(debian_base)
+        done = repro("run", "experiment=toy", "tracking.enabled=false", "gpus=none", DOCKER_HOST=engine.url)
+        assert done.returncode == 3
+        assert "apt-get install catatonit" in done.stderr
+        assert list(folders(lab.runs)) == []
+        assert left(engine) == []
 
 
 # rootless ---------------------------------------------------------------------------------------------------------
