@@ -99,7 +99,7 @@ def podman_engine(
         (etc / "group").write_text(f"root:x:0:\nada:x:{USER}:\n")
         for name in ("subuid", "subgid"):
             (etc / name).write_text("ada:200000:65536\n")
-        configuration = CONFIGURATION if init else CONFIGURATION.replace("[engine]", f"{NO_INIT}\n[engine]")
+        configuration = CONFIGURATION if init else f"{CONFIGURATION}{NO_INIT}\n"
         (etc / "containers" / "containers.conf").write_text(configuration)
         if gpus:
             (etc / "cdi" / "nvidia.json").write_text(json.dumps(CDI))
