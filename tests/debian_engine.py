@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -140,7 +141,7 @@ def docker_engine(suite: str, *, containerd: bool, gpus: bool = False) -> Iterat
 @contextmanager
 def _started(root: Path) -> Iterator[DebianEngine]:
     require_root()
-    engine = DebianEngine(root, Path(tempfile.mkdtemp(prefix="engine-")))  # short: a socket's path has 107 bytes
+    engine = DebianEngine(root, Path(tempfile.mkdtemp(prefix="debian-")))  # short: a socket's path has 107 bytes
     try:
         yield engine
     finally:
@@ -225,7 +226,13 @@ class DebianEngine:
                 containers = [each["Id"] for each in self._client.api.containers(all=True)]
             self._client.close()
         if self._service is not None:
-            self._service.kill()  # and the kernel ends every process of its namespace
+            # the first process of its namespace, with which the kernel ends all others: one that has become another
+            # user does not die with its parent
+            children = Path(f"/proc/{self._service.pid}/task/{self._service.pid}/children")
+            with contextlib.suppress(OSError):
+                for child in children.read_text().split():
+                    os.kill(int(child), signal.SIGKILL)
+            self._service.kill()
             self._service.wait()
         for container in containers:
             for group in Path("/sys/fs/cgroup").glob(f"*/*/*{container}*"):
