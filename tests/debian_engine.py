@@ -12,10 +12,12 @@ import json
 import os
 import shutil
 import signal
+import stat
 import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,13 +26,15 @@ import filelock
 
 from repro import base
 from repro.plan import INSIDE
-from repro.project import cache_folder
+from repro.project import Project, cache_folder
 from tests.second_engine import answers, copy_image, require_root
 
 USER = 1000  # of a rootless engine
 PODMAN = ("podman", "runc", "catatonit", "uidmap", "fuse-overlayfs", "ca-certificates")
 DOCKER = ("docker.io", "containerd", "runc", "tini", "iptables", "ca-certificates")
+ROOTLESS = ("rootlesskit", "uidmap", "slirp4netns", "iproute2")
 START_SECONDS = 60.0
+Run = Callable[..., "tuple[subprocess.CompletedProcess[str], Project]"]
 # what a machine without the right to raise limits, and with cgroups of the first version, needs
 CONFIGURATION = """\
 [containers]
@@ -63,6 +67,7 @@ set -e
 mount --bind "$1" "$1"
 mount --rbind /sys "$1/sys"
 mount --rbind /dev "$1/dev"
+[ ! -e "$2/tun" ] || mount --bind "$2/tun" "$1/dev/net/tun"
 mount -t proc proc "$1/proc"
 mount -t tmpfs tmpfs "$1/run"
 mount --bind "$2/var-tmp" "$1/var/tmp"
@@ -91,36 +96,34 @@ def podman_engine(
     `gpus`: with two of them, through CDI. `init`: with catatonit.
     """
     with _started(_root_file_system(suite, "podman", PODMAN)) as engine:
-        etc, run = engine.folder / "etc", engine.folder / "run"
-        for name in ("home", "run", "var-tmp"):
-            os.chown(engine.folder / name, *((USER, USER) if rootless else (0, 0)))
+        etc = engine.folder / "etc"
         for name in ("cdi", "containers"):
             (etc / name).mkdir()
-        (etc / "passwd").write_text(f"root:x:0:0::/root:/bin/sh\nada:x:{USER}:{USER}::{engine.folder}/home:/bin/sh\n")
-        (etc / "group").write_text(f"root:x:0:\nada:x:{USER}:\n")
-        for name in ("subuid", "subgid"):
-            (etc / name).write_text("ada:200000:65536\n")
         configuration = CONFIGURATION if init else f"{CONFIGURATION}{NO_INIT}\n"
         (etc / "containers" / "containers.conf").write_text(configuration)
         if gpus:
             (etc / "cdi" / "nvidia.json").write_text(json.dumps(CDI))
-        command = [f"HOME={engine.folder}/home", f"XDG_RUNTIME_DIR={run}"]
-        if rootless:
-            command += ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", "podman"]
-        else:
-            command += ["podman", f"--root={engine.folder}/storage", f"--runroot={run}/storage", f"--tmpdir={run}/tmp"]
-        names = ("passwd", "group", "subuid", "subgid", "cdi", "containers/containers.conf")
+        names = (
+            [*_person(engine), "cdi", "containers/containers.conf"]
+            if rootless
+            else ["cdi", "containers/containers.conf"]
+        )
+        run = engine.folder / "run"
+        own = [f"--root={engine.folder}/storage", f"--runroot={run}/storage", f"--tmpdir={run}/tmp"]
+        command = [*_as_person(engine), "podman"] if rootless else [f"HOME={engine.folder}/home", "podman", *own]
         engine.start([*command, "system", "service", "--time=0", engine.url], names)
         yield engine
 
 
 @contextmanager
-def docker_engine(suite: str, *, containerd: bool, gpus: bool = False) -> Iterator[DebianEngine]:
+def docker_engine(
+    suite: str, *, containerd: bool = False, rootless: bool = False, gpus: bool = False
+) -> Iterator[DebianEngine]:
     """A started Docker of that Debian, with the containerd store or the classic one; gone afterwards.
 
     `gpus`: with two of them, through CDI.
     """
-    with _started(_root_file_system(suite, "docker", DOCKER)) as engine:
+    with _started(_root_file_system(suite, "docker", (*DOCKER, *ROOTLESS))) as engine:
         cdi = engine.folder / "etc" / "cdi"
         cdi.mkdir()
         if gpus:
@@ -133,9 +136,64 @@ def docker_engine(suite: str, *, containerd: bool, gpus: bool = False) -> Iterat
         }
         (engine.folder / "etc" / "daemon.json").write_text(json.dumps(options))
         command = ["dockerd", "--host", engine.url, "--config-file", f"{engine.folder}/etc/daemon.json"]
-        command += ["--data-root", f"{engine.folder}/data", "--exec-root", f"{engine.folder}/exec"]
-        engine.start([*command, "--pidfile", f"{engine.folder}/run/dockerd.pid"], ())
+        if rootless:
+            # what a system that has users lets every one of them open
+            os.mknod(engine.folder / "tun", stat.S_IFCHR, os.makedev(10, 200))
+            (engine.folder / "tun").chmod(0o666)
+            names = _person(engine)
+            kit = ["rootlesskit", "--net=slirp4netns", "--disable-host-loopback", "--slirp4netns-sandbox=false"]
+            kit += ["--slirp4netns-seccomp=false", "--copy-up=/etc", "--copy-up=/run", "--propagation=rslave"]
+            engine.start([*_as_person(engine), *kit, *command, "--rootless", "--bridge=none"], names)
+        else:
+            command += ["--data-root", f"{engine.folder}/data", "--exec-root", f"{engine.folder}/exec"]
+            engine.start([*command, "--pidfile", f"{engine.folder}/run/dockerd.pid"], ())
         yield engine
+
+
+def _person(engine: DebianEngine) -> tuple[str, ...]:
+    """Make the files in its /etc that know the user of a rootless engine; their names."""
+    etc = engine.folder / "etc"
+    for name in ("home", "run", "var-tmp"):
+        os.chown(engine.folder / name, USER, USER)
+    (etc / "passwd").write_text(f"root:x:0:0::/root:/bin/sh\nada:x:{USER}:{USER}::{engine.folder}/home:/bin/sh\n")
+    (etc / "group").write_text(f"root:x:0:\nada:x:{USER}:\n")
+    for name in ("subuid", "subgid"):
+        (etc / name).write_text("ada:200000:65536\n")
+    return ("passwd", "group", "subuid", "subgid")
+
+
+def _as_person(engine: DebianEngine) -> list[str]:
+    home = [f"HOME={engine.folder}/home", f"XDG_RUNTIME_DIR={engine.folder}/run"]
+    return [*home, "setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups"]
+
+
+@contextmanager
+def as_user(engine: DebianEngine, project: Project) -> Iterator[Run]:
+    """`repro run experiment=toy` by the engine's user, in a copy of the project that is theirs."""
+    home = Path(tempfile.mkdtemp(prefix="ada-"))
+    shutil.copytree(project.root, home / "project")
+    for path in (home, *home.rglob("*")):
+        os.chown(path, USER, USER)
+    # the user may read what only root can, as the interpreter and the library may lie in root's home
+    person = [f"--reuid={USER}", f"--regid={USER}", "--clear-groups"]
+    person += ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
+
+    def call(*overrides: str) -> tuple[subprocess.CompletedProcess[str], Project]:
+        done = subprocess.run(
+            ["setpriv", *person, sys.executable, "-m", "repro.run", "experiment=toy", *overrides],
+            cwd=home / "project",
+            env={**os.environ, "HOME": str(home), "REPRO_CACHE": str(home / "cache"), "DOCKER_HOST": engine.url},
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+        return done, Project(home / "project")
+
+    try:
+        yield call
+    finally:
+        shutil.rmtree(home)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import pytest
 from repro.engine import connect
 from repro.project import Project
 from tests.conftest import use_base
-from tests.debian_engine import docker_engine
+from tests.debian_engine import USER, as_user, docker_engine
 from tests.test_run_engine import latest
 
 pytestmark = [pytest.mark.engine, pytest.mark.podman]
@@ -97,3 +97,17 @@ def test_the_doctor_knows_what_an_id_is_made_of(lab: Project, repro: Repro, stor
     assert found["engine"]["facts"]["store"] == store
     assert found["image ids"]["facts"]["id_of"] == ("manifest" if store == "containerd" else "configuration")
     assert found["gpu"]["facts"]["engine"] == "cdi"
+
+
+def test_a_rootless_docker_gives_all_files_to_the_caller(lab: Project, debian_base: str) -> None:
+    with docker_engine("forky", rootless=True) as engine:
+        engine.copy_image(debian_base)
+        with as_user(engine, lab) as call:
+            done, theirs = call("gpus=none", "tracking.enabled=false", "resources.memory=1GB")
+            assert done.returncode == 0, done.stderr
+            record, folder = latest(theirs)
+            assert record.planned.user == "0:0"  # root in there is the caller out here
+            owners = {(path.lstat().st_uid, path.lstat().st_gid) for path in folder.path.rglob("*")}
+            assert owners == {(USER, USER)}
+            unkept = engine.client().info()["MemoryLimit"] is False
+            assert ("note: resources.memory: Docker takes the limit" in done.stderr) is unkept

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
@@ -17,13 +13,13 @@ from repro import builder
 from repro.engine import connect
 from repro.project import Project
 from repro.record import folders
-from tests.debian_engine import USER, DebianEngine, podman_engine
+from tests import debian_engine
+from tests.debian_engine import USER, DebianEngine, Run, podman_engine
 from tests.test_run_engine import latest, on_a_terminal, read_all
 
 pytestmark = [pytest.mark.engine, pytest.mark.podman]
 
 Repro = Callable[..., "subprocess.CompletedProcess[str]"]
-Run = Callable[..., "tuple[subprocess.CompletedProcess[str], Project]"]
 
 
 @pytest.fixture(scope="module")
@@ -231,29 +227,9 @@ def rootless(debian_base: str) -> Iterator[DebianEngine]:
 
 @pytest.fixture
 def as_user(lab: Project, rootless: DebianEngine) -> Iterator[Run]:
-    """`repro run experiment=toy` by the engine's user, in a copy of the project that is theirs."""
-    home = Path(tempfile.mkdtemp(prefix="ada-"))
-    shutil.copytree(lab.root, home / "project")
-    for path in (home, *home.rglob("*")):
-        os.chown(path, USER, USER)
-    # the user may read what only root can, as the interpreter and the library may lie in root's home
-    person = [f"--reuid={USER}", f"--regid={USER}", "--clear-groups"]
-    person += ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
-
-    def call(*overrides: str) -> tuple[subprocess.CompletedProcess[str], Project]:
-        done = subprocess.run(
-            ["setpriv", *person, sys.executable, "-m", "repro.run", "experiment=toy", *overrides],
-            cwd=home / "project",
-            env={**os.environ, "HOME": str(home), "REPRO_CACHE": str(home / "cache"), "DOCKER_HOST": rootless.url},
-            capture_output=True,
-            text=True,
-            timeout=240,
-            check=False,
-        )
-        return done, Project(home / "project")
-
-    yield call
-    shutil.rmtree(home)
+    """`repro run experiment=toy` by the engine's user."""
+    with debian_engine.as_user(rootless, lab) as call:
+        yield call
 
 
 def test_a_rootless_engine_gives_all_files_to_the_caller(as_user: Run, rootless: DebianEngine) -> None:

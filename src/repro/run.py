@@ -274,7 +274,10 @@ class Session:
             data=self.data(experiment),
             engine=self.facts,
         )
-        return planning.decide(experiment, ingredients, self.circumstances(composed, name_suffix))
+        plan = planning.decide(experiment, ingredients, self.circumstances(composed, name_suffix))
+        for notice in plan.planned.notices[len(ingredients.notices) :]:  # the others have been said
+            self.display.notice(notice)
+        return plan
 
     def circumstances(self, composed: config.Composed, name_suffix: str) -> planning.Circumstances:
         """Time, place and person."""
