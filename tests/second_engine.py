@@ -41,6 +41,26 @@ def require_root() -> None:
     pytest.fail("a second engine needs root: run the tests as root, or set REPRO_TEST_NO_ROOT=1 to do without")
 
 
+def copy_image(client: Any, reference: str) -> str:
+    """Bring an image from the engine of the environment into the one of `client`; its id."""
+    import docker
+
+    with contextlib.closing(docker.from_env()) as first, tempfile.TemporaryFile() as archive:
+        for block in first.images.get(reference).save(named=True):
+            archive.write(block)
+        archive.seek(0)
+        return str(client.images.load(archive)[0].id)
+
+
+def answers(url: str) -> bool:
+    """Whether an engine answers there. Not through the SDK, which leaves a socket open for each attempt that fails."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(5)
+        connection.connect(url.removeprefix("unix://"))
+        connection.sendall(b"GET /_ping HTTP/1.0\r\nHost: engine\r\n\r\n")
+        return b" 200 " in connection.recv(64)
+
+
 @contextmanager
 def second_engine(
     *,
@@ -129,13 +149,7 @@ class SecondEngine:
 
     def copy_image(self, reference: str) -> str:
         """Bring an image from the engine of the environment into this one; its id."""
-        import docker
-
-        with contextlib.closing(docker.from_env()) as first, tempfile.TemporaryFile() as archive:
-            for block in first.images.get(reference).save(named=True):
-                archive.write(block)
-            archive.seek(0)
-            return str(self.client().images.load(archive)[0].id)
+        return copy_image(self.client(), reference)
 
     def gpu_requests(self) -> list[dict[str, Any]]:
         """What reached the GPU hook, oldest first: {"container": id, "env": {"NVIDIA_VISIBLE_DEVICES": ...}}."""
@@ -176,18 +190,10 @@ class SecondEngine:
         deadline = time.monotonic() + START_SECONDS
         while self.running and time.monotonic() < deadline:
             with contextlib.suppress(OSError):
-                if self._answers():
+                if answers(self.url):
                     return
             time.sleep(0.1)
         raise AssertionError(f"the second engine does not answer:\n{self.log.read_text()[-3000:]}")
-
-    def _answers(self) -> bool:
-        """Not through the SDK, which leaves a socket open for each attempt that fails."""
-        with socket.socket(socket.AF_UNIX) as connection:
-            connection.settimeout(5)
-            connection.connect(self.url.removeprefix("unix://"))
-            connection.sendall(b"GET /_ping HTTP/1.0\r\nHost: engine\r\n\r\n")
-            return b" 200 " in connection.recv(64)
 
     def _end(self, number: signal.Signals) -> None:
         if self._daemon is None:

@@ -13,17 +13,17 @@ SOURCE = Path(__file__).parents[1] / "src" / "repro"
 
 # A module imports only from the rows above its own, and from what stands left of it.
 ROWS = (
-    "errors experiment project record manifest",
+    "errors experiment project guard record manifest",
     "config",
     "repository lfs checkout source",
     "causes sameness",
-    "download endpoint refusal repodigest imagefacts engine registry dockerfile context builder base pylock spec",
-    "assembly inputs image lockfile oci distribution explain floating resolve probe inventory sbom ledger",
+    "download answers imagefacts endpoint refusal repodigest engine registry dockerfile context builder base pylock",
+    "spec assembly inputs image lockfile oci distribution explain floating resolve probe inventory sbom ledger",
     "data",
     "plan terminal pump runner",
     "journal store view tracking publication publisher",
     "report display",
-    "ui doctor housekeeping predecessor verification",
+    "ui findings enginecheck doctor pins housekeeping leftovers pruning predecessor verification",
     "imaging locking",
     "run",
     "cli",

@@ -12,11 +12,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
+import msgspec
 import pytest
 
-from repro import config, doctor
+from repro import config, doctor, enginecheck, findings
+from repro.answers import EngineFacts
 from repro.doctor import Choice, Finding, Level
-from repro.engine import EngineFacts
 from repro.errors import EnvironmentUnfitError, ExitCode
 from repro.experiment import DatasetConfig
 from repro.project import Project
@@ -226,17 +227,17 @@ def bare_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_without_a_card_experiments_run_on_the_cpu(bare_path: Path) -> None:
-    assert doctor.gpu(FACTS).facts == {"offered": False, "engine": "", "cards": 0}
+    assert enginecheck.gpu(FACTS).facts == {"offered": False, "engine": "", "cards": 0}
 
 
 def test_an_engine_that_announces_gpus_offers_them(bare_path: Path) -> None:
     facts = EngineFacts(**{name: getattr(FACTS, name) for name in FACTS.__struct_fields__} | {"gpus": "nvidia"})
-    assert doctor.gpu(facts).facts["offered"] is True
+    assert enginecheck.gpu(facts).facts["offered"] is True
 
 
 def test_a_card_that_the_engine_cannot_give_is_a_warning_that_says_what_to_install(bare_path: Path) -> None:
     program(bare_path, "nvidia-smi", "echo NVIDIA H100")
-    found = doctor.gpu(FACTS)
+    found = enginecheck.gpu(FACTS)
     assert (found.level, found.facts["offered"]) == (Level.WARN, False)
     assert "NVIDIA Container Toolkit" in found.hint
 
@@ -244,15 +245,80 @@ def test_a_card_that_the_engine_cannot_give_is_a_warning_that_says_what_to_insta
 def test_a_card_and_nvidias_hook_are_enough(bare_path: Path) -> None:
     program(bare_path, "nvidia-smi", "echo NVIDIA H100; echo NVIDIA H100")
     program(bare_path, "nvidia-container-runtime-hook", "")
-    found = doctor.gpu(FACTS)
+    found = enginecheck.gpu(FACTS)
     assert (found.level, found.facts["offered"], found.facts["cards"]) == (Level.OK, True, 2)
+
+
+PODMAN = msgspec.structs.replace(FACTS, product="Podman", version="4.3.1", api="1.41", store="overlay")
+
+
+def cdi(folder: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    (folder / "nvidia.yaml").write_text(text)
+    monkeypatch.setattr(enginecheck, "CDI_FOLDERS", (folder / "not there", folder))
+
+
+def test_a_podman_that_ignores_gpus_offers_none_whatever_lies_on_its_machine(
+    bare_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cdi(tmp_path, monkeypatch, "kind: nvidia.com/gpu\n")
+    program(bare_path, "nvidia-smi", "echo NVIDIA H100")
+    program(bare_path, "nvidia-ctk", "")
+    found = enginecheck.gpu(PODMAN)
+    assert (found.level, found.facts["offered"]) == (Level.WARN, False)
+    assert "Podman 4.3.1 gives none of them to containers" in found.detail
+    assert "it ignores requests for GPUs in silence" in found.hint
+
+
+@pytest.mark.parametrize(("text", "offered"), [("kind: nvidia.com/gpu\n", True), ("kind: other.com/nic\n", False)])
+def test_podman_5_offers_what_its_cdi_names(
+    bare_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, offered: bool
+) -> None:
+    cdi(tmp_path, monkeypatch, text)
+    found = enginecheck.gpu(msgspec.structs.replace(PODMAN, version="5.4.2"))
+    assert found.facts["offered"] is offered
+
+
+def test_an_engine_that_is_too_old_makes_the_doctor_fail() -> None:
+    old = enginecheck.identity(msgspec.structs.replace(FACTS, version="19.03.15", api="1.40"), "unix:///x")
+    assert (old.level, enginecheck.identity(FACTS, "unix:///x").level) == (Level.BAD, Level.OK)
+    assert "speaks API 1.40, and runs need 1.41" in old.detail
+    assert "20.10" in old.hint
+
+
+def test_a_rootless_engine_is_told_with_the_limits_that_it_does_not_keep() -> None:
+    facts = msgspec.structs.replace(FACTS, rootless=True, unlimited=("memory", "pids"))
+    assert "rootless (root in its containers is you)" in enginecheck.identity(facts, "unix:///x").detail
+    (found,) = enginecheck.limits(facts)
+    assert (found.level, found.facts) == (Level.WARN, {"unlimited": "memory,pids"})
+    assert enginecheck.limits(FACTS) == ()
+
+
+@pytest.mark.parametrize(
+    ("builds", "facts", "says"),
+    [
+        ("podman", PODMAN, "COPY --link, here-documents"),
+        ("podman", msgspec.structs.replace(PODMAN, version="5.4.2"), "build secrets, COPY --link"),
+        ("classic", FACTS, "without RUN --mount"),
+        ("buildx", FACTS, "BuildKit in the engine"),
+        ("buildx", msgspec.structs.replace(FACTS, api="1.41"), "does not know RUN --network"),
+    ],
+)
+def test_the_builder_is_told_with_what_it_cannot_read(builds: str, facts: EngineFacts, says: str) -> None:
+    found = enginecheck.building(facts, builds)
+    assert found.facts == {"builder": builds}
+    assert says in found.detail
+
+
+@pytest.mark.parametrize(("store", "kind"), [("overlay2", "configuration"), ("containerd", "manifest")])
+def test_what_an_id_is_made_of_is_told(store: str, kind: str) -> None:
+    assert enginecheck.images(msgspec.structs.replace(FACTS, store=store)).facts == {"id_of": kind}
 
 
 def test_a_disk_is_measured_where_its_folder_will_be(tmp_path: Path) -> None:
     free = shutil.disk_usage(tmp_path).free
     folder = tmp_path / "not" / "there" / "yet"
     levels = [
-        doctor.disk("runs", folder, warn=warn, bad=bad, hint="").level
+        findings.disk("runs", folder, warn=warn, bad=bad, hint="").level
         for warn, bad in ((0, 0), (free * 2, 0), (free * 2, free * 2))
     ]
     assert levels == [Level.OK, Level.WARN, Level.BAD]
@@ -262,7 +328,7 @@ def test_a_disk_is_measured_where_its_folder_will_be(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("_own_cache")
 def test_everything_is_looked_at_in_a_few_seconds(project: Project) -> None:
     found = {each.what: each for each in doctor.examine(project)}
-    wanted = {"engine", "builder", "gpu", "registry", "git", "bootstrap", "mlflow", "experiments"}
+    wanted = {"engine", "builder", "image ids", "gpu", "registry", "git", "bootstrap", "mlflow", "experiments"}
     assert wanted | {"disk engine", "disk runs", "disk cache"} == set(found)
     assert found["engine"].level is Level.OK
     assert found["git"].level is Level.OK

@@ -9,11 +9,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from repro import housekeeping, image
+from repro import housekeeping, image, pruning
 from repro.engine import Engine
 from repro.errors import EnvironmentUnfitError
 from repro.experiment import ImageConfig
-from repro.housekeeping import Row, plan_prune
+from repro.housekeeping import Row, plan_images
 from repro.image import Image
 from repro.lockfile import Lock, LockedImage
 from repro.project import Project, user_name
@@ -28,6 +28,7 @@ ROW = Row(
     created=datetime(2026, 11, 23, tzinfo=timezone.utc),
     runs=(),
     in_use=False,
+    base="debian@sha256:abc",
 )
 LOCK = Lock(
     images={"debian": LockedImage(spec="0" * 64, base="b", base_resolved="r", id="sha256:1", platform="linux/amd64")}
@@ -39,8 +40,12 @@ def row(**changes: object) -> Row:
 
 
 def test_an_image_that_nothing_needs_goes() -> None:
-    plan = plan_prune([ROW], Lock(), user=user_name())
-    assert (plan.removed, plan.kept) == ((ROW,), ())
+    plan = plan_images([ROW], Lock(), user=user_name())
+    assert ([each.name for each in plan.removed], plan.kept) == ([ROW.tag], ())
+    assert plan.removed[0].loses == (
+        "no recorded run needs it; a rebuild of spec 0000000000000000 is possible "
+        "while its base (debian@sha256:abc) and its packages can be had, and gives another id"
+    )
 
 
 @pytest.mark.parametrize(
@@ -49,34 +54,49 @@ def test_an_image_that_nothing_needs_goes() -> None:
         (row(runs=("run-1", "run-2")), Lock(), "2 recorded runs need it, the last run-2"),
         (ROW, LOCK, "repro.lock names it for debian"),
         (row(in_use=True), Lock(), "a container uses it"),
+        (row(pinned=True), Lock(), "it is pinned: `repro pin --remove` lets it go"),
     ],
 )
 def test_an_image_that_something_needs_stays_and_says_why(kept: Row, lock: Lock, why: str) -> None:
-    plan = plan_prune([kept], lock, user=user_name())
+    plan = plan_images([kept], lock, user=user_name())
     assert plan.removed == ()
     assert [(each.tag, each.why) for each in plan.kept] == [(ROW.tag, why)]
 
 
 def test_force_takes_what_runs_and_the_lock_need_but_never_what_a_container_uses() -> None:
-    needed, locked, busy = row(runs=("r",)), row(tag="my-tf:locked"), row(in_use=True, runs=("r",))
-    plan = plan_prune([needed, locked, busy], LOCK, force=True, user=user_name())
-    assert plan.removed == (needed, locked)
-    assert [each.why for each in plan.kept] == ["a container uses it"]
+    needed, locked, busy = row(runs=("a", "b")), row(tag="my-tf:locked"), row(in_use=True, runs=("r",))
+    plan = plan_images([needed, locked, busy, row(pinned=True)], LOCK, force=True, user=user_name())
+    assert [each.name for each in plan.removed] == [needed.tag, locked.tag]
+    assert [each.why[:11] for each in plan.kept] == ["a container", "it is pinne"]
+    first, second = (each.loses for each in plan.removed)
+    assert first.startswith("2 recorded runs (the last b) could not be re-executed from this image; ")
+    assert second.startswith("`repro run --locked` refuses image=debian until it is back; a rebuild of spec 0000")
+
+
+def test_an_image_that_a_registry_has_can_be_pulled_again() -> None:
+    plan = plan_images([row(digest="host/my-tf@sha256:1")], Lock(), user=user_name())
+    assert plan.removed[0].loses == "no recorded run needs it; it can be pulled again: host/my-tf@sha256:1"
+
+
+def test_an_image_in_the_making_stays_and_a_build_that_was_broken_off_goes() -> None:
+    made = row(tag="my-tf:building-1")
+    assert plan_images([made], Lock(), user=user_name(), building=[made.spec]).kept[0].why == "its build goes on"
+    assert plan_images([made], Lock(), user=user_name()).removed[0].loses == "nothing: its build was broken off"
 
 
 def test_a_plan_is_json() -> None:
-    assert b'"removed":[{"tag":' in msgspec.json.encode(plan_prune([ROW], Lock(), user=user_name()))
+    assert b'"removed":[{"kind":"image"' in msgspec.json.encode(plan_images([ROW], Lock(), user=user_name()))
 
 
 def test_what_the_lock_names_stays_and_other_builds_of_it_go() -> None:
     older = row(id="sha256:0", tag="sha256:0")
-    plan = plan_prune([older, ROW], LOCK, user=user_name())
-    assert (plan.removed, [each.tag for each in plan.kept]) == ((older,), [ROW.tag])
+    plan = plan_images([older, ROW], LOCK, user=user_name())
+    assert ([each.name for each in plan.removed], [each.tag for each in plan.kept]) == ([older.tag], [ROW.tag])
 
 
 def test_where_the_locked_image_is_gone_another_build_of_its_spec_stays() -> None:
     other = row(id="sha256:2")
-    assert plan_prune([other], LOCK, user=user_name()).removed == ()
+    assert plan_images([other], LOCK, user=user_name()).removed == ()
 
 
 # on an engine ----------------------------------------------------------------------------------------------------
@@ -122,6 +142,10 @@ def built(project: Project, debian_base: str, engine: Engine) -> Iterator[Image]
         engine.remove_image(made.id, force=True)
 
 
+def listed(engine: Engine, runs: Path | None = None) -> tuple[Row, ...]:
+    return housekeeping.images(engine, runs, engine.all_containers())
+
+
 def only(made: Image, rows: tuple[Row, ...]) -> Row:
     (found,) = [each for each in rows if each.id == made.id]
     return found
@@ -130,7 +154,7 @@ def only(made: Image, rows: tuple[Row, ...]) -> Row:
 @pytest.mark.engine
 def test_an_image_is_listed_with_the_runs_that_need_it(built: Image, project: Project, engine: Engine) -> None:
     record(project.runs, "20261123-000000-toy-1", built.id)
-    found = only(built, housekeeping.images(engine, project.runs))
+    found = only(built, listed(engine, project.runs))
     assert (found.tag, found.spec, found.runs) == (built.tag, built.spec, ("20261123-000000-toy-1",))
     assert found.size > 100 << 20
     assert (datetime.now(timezone.utc) - found.created).total_seconds() < 600
@@ -142,38 +166,41 @@ def test_the_runs_of_other_projects_count_too(
 ) -> None:
     monkeypatch.setenv("REPRO_CACHE", str(tmp_path / "cache"))
     record(tmp_path / "other" / "runs", "20261123-000000-toy-2", built.id)
-    assert only(built, housekeeping.images(engine, project.runs)).runs == ()
+    assert only(built, listed(engine, project.runs)).runs == ()
     housekeeping.remember(tmp_path / "other" / "runs")
-    assert only(built, housekeeping.images(engine, project.runs)).runs == ("20261123-000000-toy-2",)
-    assert only(built, housekeeping.images(engine, None)).runs == ("20261123-000000-toy-2",)
+    assert only(built, listed(engine, project.runs)).runs == ("20261123-000000-toy-2",)
+    assert only(built, listed(engine)).runs == ("20261123-000000-toy-2",)
 
 
 @pytest.mark.engine
 def test_what_a_container_uses_stays_and_goes_when_it_is_gone(built: Image, engine: Engine) -> None:
     container = engine.client.api.create_container(built.id, ["true"])["Id"]
-    row = only(built, housekeeping.images(engine, None))
-    assert plan_prune([row], Lock(), force=True, user=user_name()).removed == ()
+    row = only(built, listed(engine))
+    assert plan_images([row], Lock(), force=True, user=user_name()).removed == ()
     engine.remove(container)
-    plan = plan_prune([only(built, housekeeping.images(engine, None))], Lock(), user=user_name())
-    housekeeping.prune(engine, plan)
+    plan = plan_images([only(built, listed(engine))], Lock(), user=user_name())
+    pruning.carry_out(engine, plan.removed)
     assert engine.image(built.id) is None
 
 
 @pytest.mark.engine
 def test_what_the_engine_will_not_give_up_does_not_keep_the_rest(built: Image, engine: Engine) -> None:
-    plan = plan_prune(
-        [row(tag="test-prune:is-not-there"), only(built, housekeeping.images(engine, None))], Lock(), user=user_name()
+    plan = plan_images(
+        [row(tag="test-prune:is-not-there"), only(built, listed(engine))],
+        Lock(),
+        user=user_name(),
     )
     with pytest.raises(EnvironmentUnfitError) as caught:
-        housekeeping.prune(engine, plan)
-    assert "1 of 2 images" in caught.value.what
+        pruning.carry_out(engine, plan.removed)
+    assert "1 of 2 could not be removed" in caught.value.what
     assert "is-not-there" in caught.value.evidence[0]
     assert engine.image(built.id) is None
 
 
 def test_what_another_user_of_the_engine_built_stays() -> None:
     other = msgspec.structs.replace(ROW, user="somebody else")
-    assert plan_prune([other], Lock(), user="ada").removed == ()
-    assert "their runs cannot be seen" in plan_prune([other], Lock(), user="ada").kept[0].why
-    assert plan_prune([other], Lock(), user="somebody else").removed == (other,)
-    assert plan_prune([other], Lock(), user="ada", force=True).removed == (other,)
+    assert plan_images([other], Lock(), user="ada").removed == ()
+    assert "their runs cannot be seen" in plan_images([other], Lock(), user="ada").kept[0].why
+    assert len(plan_images([other], Lock(), user="somebody else").removed) == 1
+    forced = plan_images([other], Lock(), user="ada", force=True)
+    assert forced.removed[0].loses.startswith("runs of somebody else may need it; ")

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from repro import plan
-from repro.engine import EngineFacts
+from repro.answers import EngineFacts
 from repro.errors import BadInputError
 from repro.experiment import Experiment, ImageConfig, Resources
 from repro.record import Code, DatasetUsed, ImageUsed
@@ -128,7 +128,22 @@ def test_limits_reach_the_container() -> None:
     container = decided(resources=Resources(cpus=1.5, memory=1 << 30, shm=5, pids=6, tmp=7)).container
     assert (container.cpus, container.memory, container.shm, container.pids) == (1.5, 1 << 30, 5, 6)
     assert "size=7" in container.tmpfs["/tmp"]
-    assert "uid=1000,gid=100" in container.tmpfs[plan.HOME]
+    assert "mode=1777" in container.tmpfs[plan.HOME]
+
+
+def test_a_rootless_engine_gets_its_own_root_which_is_the_caller() -> None:
+    rootless = msgspec.structs.replace(INGREDIENTS, engine=msgspec.structs.replace(ENGINE, rootless=True))
+    found = plan.decide(EXPERIMENT, rootless, CIRCUMSTANCES)
+    assert (found.planned.user, found.container.user) == ("0:0", "0:0")
+    assert decided().container.user == "1000:100"
+
+
+def test_a_limit_that_the_engine_does_not_keep_is_a_notice_where_it_was_asked_for() -> None:
+    weak = msgspec.structs.replace(ENGINE, unlimited=("memory", "pids"))
+    ingredients = msgspec.structs.replace(INGREDIENTS, engine=weak)
+    asked = msgspec.structs.replace(EXPERIMENT, resources=Resources(memory=1 << 30))
+    assert "resources.memory" in plan.decide(asked, ingredients, CIRCUMSTANCES).planned.notices[-1]
+    assert plan.decide(EXPERIMENT, ingredients, CIRCUMSTANCES).planned.notices == INGREDIENTS.notices
 
 
 def test_a_run_id_sorts_by_time_and_names_the_experiment() -> None:

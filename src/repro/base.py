@@ -202,6 +202,17 @@ def _bootstrap(recipe: BaseRecipe, target: Path, authorities: Path | None, say: 
         )
 
 
+def is_base(image: ImageFacts) -> bool:
+    """Whether an image was made here: what is built on one has its labels, too, but neither its time nor one layer."""
+    made = image.created.startswith(EPOCH[:19]) and len(image.layers) == 1
+    return made and RECIPE_LABEL in image.labels
+
+
+def can_make() -> bool:
+    """Whether this user can bootstrap a base on this machine."""
+    return sys.platform.startswith("linux") and shutil.which("mmdebstrap") is not None and os.geteuid() == 0
+
+
 def _require_tools() -> None:
     if not sys.platform.startswith("linux") or shutil.which("mmdebstrap") is None:
         raise EnvironmentUnfitError(

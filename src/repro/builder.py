@@ -24,11 +24,11 @@ CONTEXT_SECONDS = 60.0  # after so long a build has read the context that it sen
 OTHER_HOST = "another"  # name of the host that a varied build runs on
 STOP_SECONDS = 5.0
 OUTPUT_LINES = 15  # of the failing step, shown with the error; the log has all
-# what builders say when a base image cannot be had (Docker 20.10 to 28, BuildKit 0.8 to 0.25)
+# what builders say when a base image cannot be had (Docker 20.10 to 28, BuildKit 0.8 to 0.25, Podman 4 and 5)
 NOT_TO_BE_HAD = re.compile(
     r"pull access denied|manifest unknown|manifest for .* not found|failed to resolve source metadata|"
     r"repository does not exist|connection refused|no such host|i/o timeout|TLS handshake|toomanyrequests|"
-    r"server misbehaving|network is unreachable",
+    r"server misbehaving|network is unreachable|initializing source docker://|access to the resource is denied",
     re.IGNORECASE,
 )
 ENGINE_GONE = re.compile(
@@ -38,7 +38,9 @@ ENGINE_GONE = re.compile(
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 CLASSIC_STEP = re.compile(r"Step (\d+)/\d+ : (.*)")
 CLASSIC_IMAGE = re.compile(r" ---> ([0-9a-f]{12,64})$")
-CLASSIC_NOISE = re.compile(r" ---> |Removing intermediate container ")
+CLASSIC_NOISE = re.compile(r" ---> |Removing intermediate container |--> |(\[\d+/\d+\] )?COMMIT ")
+PODMAN_STEP = re.compile(r"(?:\[\d+/\d+\] )?STEP \d+/\d+: (.*)")  # counted anew in each stage
+PODMAN_HEREDOCS = (4, 8)  # older ones read the lines of a here-document as instructions
 BUILDKIT_NAMES_HOSTS = 23  # first engine whose BuildKit takes the host name of its steps from a build argument
 BUILDKIT_LINE = re.compile(r"#(\d+) (?:(\[.*?\]) (.*)|(ERROR): .*|\d+\.\d+ (.*))")  # of one step, by its number
 PLUGIN_FOLDERS = [
@@ -77,12 +79,22 @@ def buildx() -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
+def name_for(engine: Engine) -> str:
+    """What builds for this engine: `buildx`, `podman`, or the engine's own `classic` builder."""
+    if engine.podman:  # buildx needs a door into the engine that Podman does not have
+        return "podman"
+    return "buildx" if buildx() else "classic"
+
+
 def check(engine: Engine, text: str, name: str) -> None:
-    """Refuse, before anything is built, a Dockerfile that needs BuildKit where there is only the classic builder.
+    """Refuse, before anything is built, a Dockerfile that the builder of this engine cannot read.
 
     Raises:
         BadInputError: naming the line, and what to install.
     """
+    if engine.podman:
+        _check_for_podman(engine, text, name)
+        return
     need = dockerfile.needs_buildkit(text)
     if need and buildx() is None:
         raise BadInputError(
@@ -98,7 +110,7 @@ def check(engine: Engine, text: str, name: str) -> None:
 def variations(engine: Engine) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """What `varied` changes with the builder of this machine, and what it cannot change."""
     facts = engine.facts()
-    if not buildx():
+    if name_for(engine) != "buildx":
         name = "host name (the classic builder draws one for each step)"
         one = "one processor"
         return ((name, one), ()) if facts.cpus > 1 else ((name,), (f"{one} (the engine has no more)",))
@@ -114,7 +126,7 @@ def cache_left_alone(engine: Engine) -> Iterator[None]:
 
     What others build at the same time may go with it: they build it again when they need it again.
     """
-    if not buildx():
+    if name_for(engine) != "buildx":
         yield
         return
     before = _cached(engine)
@@ -142,6 +154,17 @@ def _cached(engine: Engine) -> set[str]:
     }
 
 
+def _check_for_podman(engine: Engine, text: str, name: str) -> None:
+    version = engine.facts().version
+    known = [int(part) for part in re.findall(r"\d+", version)[:2]] >= [*PODMAN_HEREDOCS]
+    if need := dockerfile.podman_lacks(text, heredocs=known):
+        raise BadInputError(
+            f"{name}:{need.line} holds what Podman {version} does not do through Docker's API: {need.what}",
+            evidence=[f"line {need.line}: {need.what}", f"engine: {engine.host_url}"],
+            hints=["write that line without it", "or build with Docker and its buildx plugin"],
+        )
+
+
 class _StepError(Exception):
     """A builder gave up: what it said, and of which step."""
 
@@ -164,7 +187,7 @@ def build(
         EnvironmentUnfitError: the base cannot be had, or the engine refuses.
         EngineUnreachableError: the engine went away in the middle.
     """
-    lines = _with_buildx(engine, request) if buildx() else _with_classic(engine, request)
+    lines = _with_buildx(engine, request) if name_for(engine) == "buildx" else _with_classic(engine, request)
     with _log(log) as file, contextlib.closing(lines):
         try:
             for line in map(masked, lines):
@@ -252,7 +275,8 @@ class _Transcript:
 
     def __init__(self, text: str) -> None:
         self._text = text  # of the Dockerfile
-        self._step, self._instruction = 0, ""
+        self._line: int | None = None
+        self._instruction = ""
         self._output: deque[str] = deque(maxlen=OUTPUT_LINES)
         self._stages: list[list[str]] = [[]]  # ids of the images that the steps of each made
         self.whole = False  # it said that the image is there
@@ -263,7 +287,10 @@ class _Transcript:
         for raw in str(event.get("stream", "")).split("\n"):
             line = COLOUR.sub("", raw).rstrip()
             if begun := CLASSIC_STEP.match(line):
-                self._step, self._instruction = int(begun[1]), begun[2]
+                self._line, self._instruction = dockerfile.line_of_step(self._text, int(begun[1])), begun[2]
+                self._output.clear()
+            elif begun := PODMAN_STEP.match(line):
+                self._line, self._instruction = dockerfile.line_of(self._text, begun[1]), begun[1]
                 self._output.clear()
                 if begun[2].startswith("LABEL repro."):  # it repeats our labels, of up to 64 KiB
                     line = f"{line[:100]}..."
@@ -279,8 +306,7 @@ class _Transcript:
         self.whole = self.whole or "ID" in (event.get("aux") or {})
         if event.get("error") or event.get("errorDetail"):  # either may be missing, by the engine's age
             message = (event.get("errorDetail") or {}).get("message") or event["error"]
-            line_number = dockerfile.line_of_step(self._text, self._step)
-            self.failure = _StepError(message, self._instruction, line_number, self._output)
+            self.failure = _StepError(message.strip(), self._instruction, self._line, self._output)
 
     def left_over(self) -> list[str]:
         """Ids of the images that have no tag, newest first: of all stages but the one that became the image."""

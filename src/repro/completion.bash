@@ -5,7 +5,7 @@ _repro()
     local line=$word
     word=${word##* }
     if [ "$COMP_CWORD" = 1 ]; then
-        found="run rebuild export-image import-image images prune shell runs show lock logs sync ui doctor init"
+        found="run rebuild export-image import-image images pin prune shell runs show lock logs sync ui doctor init"
     else
         case ${COMP_WORDS[1]} in
         run | rebuild | shell)

@@ -192,6 +192,21 @@ def needs_buildkit(text: str) -> Need | None:
     return None
 
 
+def podman_lacks(text: str, *, heredocs: bool) -> Need | None:
+    """The first thing in a Dockerfile that Podman's Docker API cannot do; `heredocs`: it can do those.
+
+    Raises:
+        BadInputError: this is no Dockerfile.
+    """
+    for instruction in _instructions(text):
+        if instruction.heredocs and not heredocs:
+            return Need(line=instruction.start_line, what=f"a here-document in {instruction.name}")
+        for flag in instruction.flags:
+            if flag.partition("=")[0] == "--link" or re.match(r"--mount=(.*,)?type=(secret|ssh)(,|$)", flag):
+                return Need(line=instruction.start_line, what=f"{instruction.name} {flag}")
+    return None
+
+
 def line_of_step(text: str, step: int) -> int | None:
     """The line of the step that the classic builder calls `Step N/M`: it counts every instruction."""
     instructions = _instructions(text)

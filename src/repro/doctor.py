@@ -6,50 +6,23 @@ variant of the image fits what was found.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
-import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
-from enum import Enum
 from pathlib import Path
 
-import msgspec
-
-from repro.engine import EngineFacts
+from repro import enginecheck
 from repro.errors import EnvironmentUnfitError, ExitCode, ReproError
 from repro.experiment import DatasetConfig, Value
+from repro.findings import GIB, Facts, Finding, Level, disk, program
 from repro.project import Project, cache_folder, ignored_folder
 from repro.record import write_atomic
 
 REGISTRY = "https://registry-1.docker.io/v2/"
 NETWORK_SECONDS = 3.0
-PROGRAM_SECONDS = 10.0
-GIB = 1 << 30
 MARKER = "# written by `repro doctor --write`"
-
-
-Facts = dict[str, str | int | bool]  # flat, as JSON has it
-
-
-class Level(str, Enum):
-    """How much a finding matters."""
-
-    OK = "ok"
-    WARN = "warn"  # works, with less than could be had
-    BAD = "bad"  # runs will fail until it is mended
-
-
-class Finding(Value, frozen=True, kw_only=True):
-    """One thing that was looked at. `facts` is what a program would want to know of it."""
-
-    what: str
-    level: Level
-    detail: str
-    hint: str = ""
-    facts: Facts = msgspec.field(default_factory=dict)
 
 
 class Choice(Value, frozen=True, kw_only=True):
@@ -62,7 +35,7 @@ class Choice(Value, frozen=True, kw_only=True):
 def examine(project: Project) -> tuple[Finding, ...]:
     """Look at everything that a run of this project needs; takes as long as the slowest answer."""
     checks: tuple[Callable[[], Sequence[Finding]], ...] = (
-        _engine,
+        enginecheck.examine,
         lambda: [registry()],
         lambda: [_git(project)],
         lambda: [_bootstrap()],
@@ -133,71 +106,6 @@ def write(project: Project, choice: Choice, now: datetime) -> tuple[Path, bool]:
     )
     write_atomic(path, text.encode())
     return path, True
-
-
-# engine, builder, GPU --------------------------------------------------------------------------------------------
-
-
-def _engine() -> list[Finding]:
-    from repro.engine import connect
-
-    try:
-        engine = connect(timeout=10)
-        with contextlib.closing(engine.client):
-            facts = engine.facts()
-    except ReproError as error:
-        hint = error.hints[0] if error.hints else ""
-        unknown = Finding(what="gpu", level=Level.WARN, detail="unknown without an engine", facts={"offered": False})
-        return [Finding(what="engine", level=Level.BAD, detail=error.what, hint=hint), unknown]
-    return [_engine_finding(facts, engine.host_url), _builder(), gpu(facts), _engine_disk(facts, engine.host_url)]
-
-
-def _engine_finding(facts: EngineFacts, url: str) -> Finding:
-    return Finding(
-        what="engine",
-        level=Level.OK,
-        detail=f"{facts.product} {facts.version} at {url}: {facts.platform}, {facts.cpus} CPUs, "
-        f"{facts.memory / GIB:.1f} GiB, {facts.store} store in {facts.data_root}",
-        facts={"product": facts.product, "version": facts.version, "api": facts.api, "store": facts.store, "url": url},
-    )
-
-
-def _builder() -> Finding:
-    buildx = _answer("docker", "buildx", "version")
-    if buildx:
-        return Finding(what="builder", level=Level.OK, detail=f"BuildKit: {buildx}", facts={"builder": "buildx"})
-    return Finding(
-        what="builder",
-        level=Level.OK,
-        detail="the engine's classic builder: Dockerfiles without RUN --mount, heredocs and COPY --link",
-        hint="for BuildKit install docker's buildx plugin (package docker-buildx-plugin or docker-buildx)",
-        facts={"builder": "classic"},
-    )
-
-
-def gpu(facts: EngineFacts) -> Finding:
-    """What the engine can give, beside what the machine in front of us has.
-
-    A hook in dockerd's PATH serves GPUs without being announced: with a card and NVIDIA's toolkit here, we count on it.
-    """
-    cards = _answer("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
-    count = len(cards.splitlines())
-    toolkit = any(shutil.which(name) for name in ("nvidia-container-runtime-hook", "nvidia-ctk"))
-    offered = bool(facts.gpus) or bool(cards and toolkit)
-    seen: Facts = {"offered": offered, "engine": facts.gpus, "cards": count}
-    if offered:
-        names = f": {', '.join(cards.splitlines())}" if cards else ""
-        detail = f"the engine offers GPUs ({facts.gpus or 'hook'}){names}"
-        return Finding(what="gpu", level=Level.OK, detail=detail, facts=seen)
-    if cards:
-        return Finding(
-            what="gpu",
-            level=Level.WARN,
-            detail=f"{count} in this machine ({cards.splitlines()[0]}), and the engine offers none",
-            hint="install the NVIDIA Container Toolkit, `nvidia-ctk runtime configure`, restart the engine",
-            facts=seen,
-        )
-    return Finding(what="gpu", level=Level.OK, detail="none: experiments run on the CPU", facts=seen)
 
 
 # network ---------------------------------------------------------------------------------------------------------
@@ -303,15 +211,15 @@ def _hint(error: ReproError) -> str:
 
 
 def _git(project: Project) -> Finding:
-    version = _answer("git", "--version")
+    version = program("git", "--version")
     if not version:
         return Finding(
             what="git", level=Level.BAD, detail="no git on PATH", hint="install it: `sudo apt-get install git`"
         )
-    head = _answer("git", "-C", str(project.root), "rev-parse", "--verify", "--quiet", "HEAD")
+    head = program("git", "-C", str(project.root), "rev-parse", "--verify", "--quiet", "HEAD")
     if head:
         return Finding(what="git", level=Level.OK, detail=f"{version}, HEAD is {head[:12]}", facts={"head": head})
-    inside = _answer("git", "-C", str(project.root), "rev-parse", "--is-inside-work-tree")
+    inside = program("git", "-C", str(project.root), "rev-parse", "--is-inside-work-tree")
     return Finding(
         what="git",
         level=Level.WARN if inside else Level.BAD,
@@ -336,32 +244,11 @@ def _bootstrap() -> Finding:
     )
 
 
-def _engine_disk(facts: EngineFacts, url: str) -> Finding:
-    if not url.startswith("unix://") or not Path(facts.data_root).is_dir():
-        return Finding(what="disk engine", level=Level.OK, detail=f"not visible from here ({facts.data_root})")
-    return disk("engine", Path(facts.data_root), warn=10 * GIB, bad=2 * GIB, hint="`repro prune`, `docker system df`")
-
-
 def _disks(project: Project) -> list[Finding]:
     return [
         disk("runs", project.runs, warn=2 * GIB, bad=GIB // 5, hint="remove old runs, or set REPRO_RUNS_DIR"),
         disk("cache", cache_folder(), warn=2 * GIB, bad=GIB // 5, hint="set REPRO_CACHE to a folder on another disk"),
     ]
-
-
-def disk(name: str, folder: Path, *, warn: int, bad: int, hint: str) -> Finding:
-    """Free space where `folder` is, or will be; whether it can be written is asked of its nearest parent."""
-    place = next(each for each in (folder, *folder.parents) if each.exists())
-    free = shutil.disk_usage(place).free
-    writable = os.access(place, os.W_OK) or name == "engine"  # the engine's folder is the engine's to write
-    level = Level.BAD if free < bad or not writable else Level.WARN if free < warn else Level.OK
-    return Finding(
-        what=f"disk {name}",
-        level=level,
-        detail=f"{free / GIB:.1f} GiB free in {folder}" if writable else f"{folder} cannot be written",
-        hint="" if level is Level.OK else hint,
-        facts={"free": free, "writable": writable},
-    )
 
 
 def _store(project: Project) -> Finding:
@@ -390,14 +277,3 @@ def _server(uri: str) -> Finding:
             facts={"uri": uri},
         )
     return Finding(what="mlflow", level=Level.OK, detail=f"{uri} answers", facts={"uri": uri})
-
-
-def _answer(*argv: str) -> str:
-    """What a program prints; "" when it is missing, fails or hangs."""
-    try:
-        done = subprocess.run(
-            argv, capture_output=True, text=True, timeout=PROGRAM_SECONDS, stdin=subprocess.DEVNULL, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return done.stdout.strip()

@@ -12,29 +12,18 @@ import socket
 import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from typing import Any, BinaryIO
 
-from repro import endpoint, imagefacts, refusal
+from repro import answers, endpoint, imagefacts, refusal
+from repro.answers import ContainerFacts, EngineFacts
 from repro.errors import BadInputError, EngineUnreachableError, EnvironmentUnfitError
 from repro.experiment import Value
 from repro.imagefacts import ImageFacts
 
 SILENT_SECONDS = 3600.0  # that an engine may need for a large image without a word
 
-
-class EngineFacts(Value, frozen=True, kw_only=True):
-    """What an engine says of itself."""
-
-    product: str  # Docker, Podman
-    version: str
-    api: str
-    store: str  # overlay2, containerd, ...
-    platform: str  # linux/amd64
-    cpus: int
-    memory: int  # bytes
-    gpus: str  # how GPUs are announced: nvidia, cdi; "" for not at all (a hook may serve them all the same)
-    data_root: str
-    name: str  # host name
+NO_DEVICE = "repro-asks-whether-requests-count"
 
 
 class Mount(Value, frozen=True, kw_only=True):
@@ -70,7 +59,7 @@ class Exit(Value, frozen=True, kw_only=True):
     """How a container ended, as its engine tells it."""
 
     code: int
-    oom: bool
+    oom: bool | None  # None: the engine does not tell
     error: str
 
 
@@ -127,7 +116,7 @@ def glance(ref: str) -> ImageFacts | None:
         return None
     if answer.status != 200:
         raise EnvironmentUnfitError(f"looking for image {ref} failed", evidence=[body.decode(errors="replace")])
-    return imagefacts.of(json.loads(body))
+    return imagefacts.of(json.loads(body), podman=bool(answer.getheader("Libpod-API-Version")))
 
 
 @contextmanager
@@ -175,22 +164,13 @@ class Engine:
     def facts(self) -> EngineFacts:
         """What the engine says of itself."""
         with translated("asking the engine about itself"):
-            info, version = self.client.info(), self.client.version()
-        components = [part.get("Name", "") for part in version.get("Components") or []]
-        driver = dict(pair for pair in info.get("DriverStatus") or [] if len(pair) == 2)
-        containerd = "io.containerd.snapshotter" in str(driver.get("driver-type", ""))
-        return EngineFacts(
-            product="Podman" if any("Podman" in name for name in components) else "Docker",
-            version=version.get("Version", ""),
-            api=version.get("ApiVersion", ""),
-            store="containerd" if containerd else info.get("Driver", ""),
-            platform=f"{version.get('Os', 'linux')}/{version.get('Arch', '')}",
-            cpus=info.get("NCPU", 0),
-            memory=info.get("MemTotal", 0),
-            gpus=_gpu_support(info),
-            data_root=info.get("DockerRootDir", ""),
-            name=info.get("Name", ""),
-        )
+            return answers.engine_facts(self.client.info(), self.client.version())
+
+    @cached_property
+    def podman(self) -> bool:
+        """Whether this is Podman behind Docker's API."""
+        with translated("asking the engine about itself"):
+            return answers.is_podman(self.client.version())
 
     # images ------------------------------------------------------------------------------------------------
 
@@ -207,17 +187,22 @@ class Engine:
 
     def _image_facts(self, found: dict[str, Any]) -> ImageFacts:
         if not imagefacts.is_index(found):
-            return imagefacts.of(found)
+            return imagefacts.of(found, podman=self.podman)
         api = self.client.api  # the SDK has no word for this parameter
         answer = api._get(api._url("/images/{0}/json", found["Id"]), params={"manifests": "1"})
         return imagefacts.of(found, api._result(answer, json=True).get("Manifests") or ())
 
-    def images(self, label: str) -> list[ImageFacts]:
-        """The images that carry a label, as `key` or `key=value`."""
+    def images(self, label: str | None = None) -> list[ImageFacts]:
+        """The images that carry a label, as `key` or `key=value`; without one, every image."""
         with translated("listing images"):
-            found = self.client.api.images(filters={"label": label})
+            found = self.client.api.images(filters={"label": label} if label else None)
         details = (self.image(each["Id"]) for each in found)
         return [each for each in details if each]  # one may have been removed meanwhile
+
+    def layer_sizes(self, ref: str) -> tuple[int, ...]:
+        """Bytes of each step of an image that has any, from the first; not every layer has."""
+        with translated(f"looking into image {ref}"):
+            return tuple(step["Size"] for step in reversed(self.client.api.history(ref)) if step.get("Size"))
 
     def tag(self, ref: str, tag: str) -> None:
         """Let `tag` (name:tag) point to the image `ref`."""
@@ -270,22 +255,19 @@ class Engine:
         """Create, not start, a container; its id.
 
         Raises:
+            GpuRefusedError: the engine would take its wish for GPUs and ignore it.
             EnvironmentUnfitError: the engine refuses it.
         """
-        from docker.types import DeviceRequest
         from docker.types import Mount as EngineMount
 
-        requests = []
-        if spec.gpus:
-            wanted = {"count": spec.gpus} if isinstance(spec.gpus, int) else {"device_ids": list(spec.gpus)}
-            requests = [DeviceRequest(capabilities=[["gpu"]], **wanted)]
         api = self.client.api
-        with translated("creating the container"):
+        requests = self._gpu_requests(spec) if spec.gpus else None
+        with refusal.of_create(), translated("creating the container"):
             host = api.create_host_config(
                 mounts=[EngineMount(m.target, m.source, type="bind", read_only=m.read_only) for m in spec.mounts],
                 tmpfs=spec.tmpfs,
                 network_mode=spec.network,
-                device_requests=requests or None,
+                device_requests=requests,
                 nano_cpus=int(spec.cpus * 1e9) if spec.cpus else None,
                 mem_limit=spec.memory,
                 memswap_limit=spec.memory,
@@ -309,6 +291,39 @@ class Engine:
                 stdin_open=spec.interactive,
             )
         return str(made["Id"])
+
+    def _gpu_requests(self, spec: ContainerSpec) -> list[Any]:
+        from docker.types import DeviceRequest
+
+        facts = self.facts()
+        if facts.podman:
+            self._require_cdi(spec.image, facts)
+        if facts.podman or facts.gpus == "cdi":
+            return [DeviceRequest(driver="cdi", device_ids=answers.cdi_names(spec.gpus))]
+        wanted = {"count": spec.gpus} if isinstance(spec.gpus, int) else {"device_ids": list(spec.gpus)}
+        return [DeviceRequest(capabilities=[["gpu"]], **wanted)]
+
+    def _require_cdi(self, image: str, facts: EngineFacts) -> None:
+        """Whether a request reaches Podman's devices: one that cannot be met must be refused, and is ignored before 5.
+
+        Raises:
+            GpuRefusedError: it is ignored.
+        """
+        import docker.errors
+        from docker.types import DeviceRequest
+
+        api = self.client.api
+        request = DeviceRequest(driver="cdi", device_ids=[NO_DEVICE])
+        with translated("asking for GPUs"):
+            try:
+                host = api.create_host_config(device_requests=[request], network_mode="none")
+                made = api.create_container(image, ["true"], host_config=host)
+            except docker.errors.APIError as error:
+                if NO_DEVICE in _explanation(error):
+                    return
+                raise
+        self.remove(str(made["Id"]))
+        raise refusal.gpus_ignored(f"{facts.product} {facts.version}")
 
     def start(self, container: str) -> None:
         """Start a created container.
@@ -350,7 +365,9 @@ class Engine:
             state = self.client.api.inspect_container(container)["State"]
         if state.get("Running"):
             return None
-        return Exit(code=state["ExitCode"], oom=bool(state.get("OOMKilled")), error=state.get("Error") or "")
+        oom = bool(state.get("OOMKilled"))
+        untold = self.podman and state["ExitCode"] == 137 and not oom
+        return Exit(code=state["ExitCode"], oom=None if untold else oom, error=state.get("Error") or "")
 
     def stop(self, container: str, grace: float) -> None:
         """Ask the container to end (SIGTERM), and kill it `grace` seconds later."""
@@ -385,10 +402,17 @@ class Engine:
             found = self.client.api.containers(all=True, filters={"label": label})
         return [(each["Id"], each.get("Labels") or {}, each.get("State") == "running") for each in found]
 
-    def image_ids_in_use(self) -> set[str]:
-        """Ids of the images that any container, running or not, was made from."""
+    def all_containers(self) -> list[ContainerFacts]:
+        """Every container, running or not, whoever made it."""
         with translated("listing containers"):
-            return {str(each["ImageID"]) for each in self.client.api.containers(all=True)}
+            return [answers.container_facts(each) for each in self.client.api.containers(all=True)]
+
+    def mounted(self, container: str) -> set[str]:
+        """The host's folders and files that a container sees; none when it is gone."""
+        with suppress(refusal.ContainerGoneError), _of_container("inspecting the container"):
+            mounts = self.client.api.inspect_container(container).get("Mounts") or []
+            return {str(mount.get("Source", "")) for mount in mounts}
+        return set()
 
     def attach(self, container: str) -> Any:
         """A raw, two-way socket to the terminal of an interactive container that has not started yet.
@@ -407,10 +431,3 @@ class Engine:
 
         with translated("resizing the terminal"), suppress(docker.errors.APIError):
             self.client.api.resize(container, height=rows, width=columns)
-
-
-def _gpu_support(info: dict[str, Any]) -> str:
-    devices = [str(device.get("ID", "")) for device in info.get("DiscoveredDevices") or []]
-    if any("gpu" in device for device in devices):
-        return "cdi"
-    return "nvidia" if "nvidia" in (info.get("Runtimes") or {}) else ""

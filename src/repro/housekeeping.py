@@ -1,4 +1,4 @@
-"""Images and the runs that need them: what there is, what can go."""
+"""Images and the runs that need them: what there is, what can go, and what could not be done any more without it."""
 
 from __future__ import annotations
 
@@ -6,20 +6,23 @@ import contextlib
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
+from repro import pins, repodigest, report
+from repro.answers import ContainerFacts
 from repro.engine import Engine
-from repro.errors import EngineUnreachableError, EnvironmentUnfitError, ReproError
+from repro.errors import ReproError
 from repro.experiment import Value
-from repro.image import SPEC_LABEL, USER_LABEL, own_tag
+from repro.image import BASE_LABEL, SPEC_LABEL, USER_LABEL, own_tag
 from repro.lockfile import Lock
 from repro.project import cache_folder
 from repro.record import folders, write_atomic
 
 TIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.\d+)?(Z|[+-]\d\d:\d\d)?$")
 REMEMBERED = "runs"  # in the cache folder: a file for each folder with runs that any project has used
+TEMPORARY = ":building-"  # in the tag of an image until it is whole
 UNKNOWN = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 
@@ -34,6 +37,19 @@ class Row(Value, frozen=True, kw_only=True):
     runs: tuple[str, ...]  # ids of recorded runs, oldest first
     in_use: bool  # a container has it now
     user: str = ""  # who built it; "" when the image does not tell
+    pinned: bool = False
+    base: str = ""  # what it was built on
+    digest: str = ""  # a repo digest, by which a registry has it
+
+
+class Removal(Value, frozen=True, kw_only=True):
+    """Something that can go."""
+
+    kind: str  # image, base, container, export, log, download
+    name: str  # tag, id or path
+    id: str  # what to ask the engine to remove; of a file, its path
+    size: int  # bytes; of an image as if it shared nothing
+    loses: str  # what cannot be done any more, or costs time
 
 
 class Kept(Value, frozen=True, kw_only=True):
@@ -46,8 +62,8 @@ class Kept(Value, frozen=True, kw_only=True):
 class Plan(Value, frozen=True, kw_only=True):
     """What `prune` would do."""
 
-    removed: tuple[Row, ...]
-    kept: tuple[Kept, ...]
+    removed: tuple[Removal, ...] = ()
+    kept: tuple[Kept, ...] = ()
 
 
 def remember(runs: Path) -> None:
@@ -67,10 +83,10 @@ def _remembered() -> Iterator[Path]:
             yield Path(os.fsdecode(file.read_bytes()))
 
 
-def images(engine: Engine, runs: Path | None) -> tuple[Row, ...]:
+def images(engine: Engine, runs: Path | None, containers: Sequence[ContainerFacts]) -> tuple[Row, ...]:
     """The images on the engine that `repro` built, newest first, with the recorded runs that used them.
 
-    Those recorded in `runs`, and in every folder that was ever remembered.
+    Those recorded in `runs`, and in every folder that was ever remembered. In use is what one of `containers` has.
     """
     used: dict[str, set[str]] = {}  # a run may be reached in two ways
     places = dict.fromkeys([*([runs.absolute()] if runs else []), *_remembered()])
@@ -80,7 +96,8 @@ def images(engine: Engine, runs: Path | None) -> tuple[Row, ...]:
         except ReproError:  # a record of another version: it may need an image, but cannot say which
             continue
         used.setdefault(planned.image.id, set()).add(planned.run)
-    busy = engine.image_ids_in_use()
+    busy = {each.image for each in containers}
+    pinned = pins.everything()
     rows = [
         Row(
             tag=own_tag(found) or (found.tags[0] if found.tags else found.id),
@@ -91,6 +108,9 @@ def images(engine: Engine, runs: Path | None) -> tuple[Row, ...]:
             runs=tuple(sorted(used.get(found.id, ()))),
             in_use=found.id in busy,
             user=found.labels.get(USER_LABEL, ""),
+            pinned=pins.content(found) in pinned,
+            base=found.labels.get(BASE_LABEL, ""),
+            digest=next(iter(repodigest.known(found.id, found.digests)), ""),
         )
         for found in engine.images(SPEC_LABEL)
     ]
@@ -103,59 +123,64 @@ def time_of(text: str) -> datetime:
     return datetime.fromisoformat(f"{found[1]}{(found[2] or 'Z').replace('Z', '+00:00')}") if found else UNKNOWN
 
 
-def plan_prune(rows: Sequence[Row], lock: Lock, *, user: str, force: bool = False) -> Plan:
-    """What can go: nothing that a container, a recorded run or the lock needs; with `force`, all but the first.
+def plan_images(
+    rows: Sequence[Row], lock: Lock, *, user: str, force: bool = False, building: Collection[str] = ()
+) -> Plan:
+    """What can go: nothing that a container, a pin, a recorded run or the lock needs; `force` heeds the first two only.
 
     On a shared engine, what another user than `user` built stays as well: their runs cannot be seen from here.
+    `building` are specs whose builds go on.
     """
     here = {row.id for row in rows}
     # where the very image is gone, another build of its spec is the next best
     locked = {entry.id if entry.id in here else entry.spec: name for name, entry in lock.images.items()}
     removed, kept = [], []
     for row in rows:
-        if row.in_use:
-            kept.append(Kept(tag=row.tag, why="a container uses it"))
-        elif row.runs and not force:
-            count = f"{len(row.runs)} recorded runs need" if len(row.runs) > 1 else "a recorded run needs"
-            kept.append(Kept(tag=row.tag, why=f"{count} it, the last {row.runs[-1]}"))
-        elif not force and (variant := locked.get(row.id) or locked.get(row.spec)):
-            kept.append(Kept(tag=row.tag, why=f"repro.lock names it for {variant}"))
-        elif not force and row.user not in ("", user):
-            kept.append(Kept(tag=row.tag, why=f"{row.user} built it, and their runs cannot be seen from here"))
+        variant = locked.get(row.id) or locked.get(row.spec) or ""
+        why = _needed(row, building) or ("" if force else _wanted(row, variant, user))
+        if why:
+            kept.append(Kept(tag=row.tag, why=why))
         else:
-            removed.append(row)
+            loses = _loses(row, variant, user)
+            removed.append(Removal(kind="image", name=row.tag, id=row.tag, size=row.size, loses=loses))
     return Plan(removed=tuple(removed), kept=tuple(kept))
 
 
-def _remove(engine: Engine, row: Row) -> None:
-    """All names that `repro` gave an image: it has one for the registry, too, and perhaps digests without a tag."""
-    found = engine.image(row.id)
-    own = [tag for tag in (found.tags if found else ()) if tag.endswith(f":{row.spec[:16]}")]
-    for tag in own or [row.tag]:
-        engine.remove_image(tag)
-    left = engine.image(row.id)
-    if left and not left.tags:
-        engine.remove_image(row.id, force=True)  # several repositories may know it by its digest
+def _needed(row: Row, building: Collection[str]) -> str:
+    if row.in_use:
+        return "a container uses it"
+    if TEMPORARY in row.tag and row.spec in building:
+        return "its build goes on"
+    return "it is pinned: `repro pin --remove` lets it go" if row.pinned else ""
 
 
-def prune(engine: Engine, plan: Plan) -> None:
-    """Remove what the plan says; what the engine will not give up does not keep the rest.
+def _wanted(row: Row, variant: str, user: str) -> str:
+    if row.runs:
+        count = f"{len(row.runs)} recorded runs need" if len(row.runs) > 1 else "a recorded run needs"
+        return f"{count} it, the last {row.runs[-1]}"
+    if variant:
+        return f"repro.lock names it for {variant}"
+    return f"{row.user} built it, and their runs cannot be seen from here" if row.user not in ("", user) else ""
 
-    Raises:
-        EngineUnreachableError: it went away.
-        EnvironmentUnfitError: the engine refused some; the others are gone.
-    """
-    refused = []
-    for row in plan.removed:
-        try:
-            _remove(engine, row)
-        except EngineUnreachableError:
-            raise
-        except EnvironmentUnfitError as error:
-            refused.append(f"{row.tag}: {' '.join(error.evidence)}")
-    if refused:
-        raise EnvironmentUnfitError(
-            f"{len(refused)} of {len(plan.removed)} images could not be removed",
-            evidence=refused,
-            hints=["`docker image ls` and `docker ps --all` show what stands on them"],
+
+def _loses(row: Row, variant: str, user: str) -> str:
+    """What is impossible, or takes time, once an image is gone."""
+    if row.digest:
+        again = f"it can be pulled again: {row.digest}"
+    else:
+        base = row.base if "@" in row.base else report.short(row.base)
+        had = f"while its base ({base}) and its packages can be had"
+        again = f"a rebuild of spec {row.spec[:16]} is possible {had}, and gives another id"
+    if TEMPORARY in row.tag:
+        return "nothing: its build was broken off"
+    lost = []
+    if row.runs:
+        many = (
+            f"{len(row.runs)} recorded runs (the last {row.runs[-1]})" if len(row.runs) > 1 else f"run {row.runs[-1]}"
         )
+        lost.append(f"{many} could not be re-executed from this image")
+    if variant:
+        lost.append(f"`repro run --locked` refuses image={variant} until it is back")
+    if row.user not in ("", user):
+        lost.append(f"runs of {row.user} may need it")
+    return "; ".join([*(lost or ["no recorded run needs it"]), again])

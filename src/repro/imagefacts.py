@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
+from repro.answers import familiar, full_id
 from repro.experiment import Value
 
 INDEXES = ("image.index.v1+json", "manifest.list.v2+json")  # media types of a list of manifests, one for each platform
@@ -39,7 +40,7 @@ def is_index(found: dict[str, Any]) -> bool:
     return str((found.get("Descriptor") or {}).get("mediaType", "")).endswith(INDEXES)
 
 
-def of(found: dict[str, Any], manifests: Sequence[dict[str, Any]] = ()) -> ImageFacts:
+def of(found: dict[str, Any], manifests: Sequence[dict[str, Any]] = (), *, podman: bool = False) -> ImageFacts:
     """The facts in the answer to `GET /images/{id}/json`; `manifests`: of an index, as `?manifests=1` lists them."""
     config = found.get("Config") or {}
     descriptor = found.get("Descriptor") or {}  # of the containerd store, since API 1.48
@@ -47,9 +48,9 @@ def of(found: dict[str, Any], manifests: Sequence[dict[str, Any]] = ()) -> Image
     classic = not descriptor and bool((found.get("GraphDriver") or {}).get("Data"))
     noted = (descriptor.get("annotations") or {}).get("config.digest")  # by BuildKit
     return ImageFacts(
-        id=found["Id"],
-        tags=tuple(found.get("RepoTags") or ()),
-        digests=tuple(found.get("RepoDigests") or ()),
+        id=full_id(found["Id"]),
+        tags=tuple(familiar(tag) if podman else tag for tag in found.get("RepoTags") or ()),
+        digests=_of_podman(found) if podman else tuple(found.get("RepoDigests") or ()),
         labels=config.get("Labels") or {},
         env=tuple(config.get("Env") or ()),
         created=found.get("Created", ""),
@@ -57,8 +58,20 @@ def of(found: dict[str, Any], manifests: Sequence[dict[str, Any]] = ()) -> Image
         layers=tuple((found.get("RootFS") or {}).get("Layers") or ()),
         platform=f"{found.get('Os', 'linux')}/{found.get('Architecture', '')}",
         manifest=_of_platform(found, manifests) if is_index(found) else descriptor.get("digest"),
-        config=found["Id"] if classic else noted,
+        config=full_id(found["Id"]) if classic else noted,
     )
+
+
+def _of_podman(found: dict[str, Any]) -> tuple[str, ...]:
+    """The repo digests that a registry may know. Podman gives an image one under each of its names.
+
+    Two kinds cannot be true: those of `localhost`, and those of our own images in Docker Hub's library, which is
+    nobody's to push to.
+    """
+    labels = (found.get("Config") or {}).get("Labels") or {}
+    ours = any(label in labels for label in ("repro.spec", "repro.recipe"))
+    digests = [familiar(each) for each in found.get("RepoDigests") or () if not each.startswith("localhost/")]
+    return tuple(each for each in digests if "/" in each or not ours)
 
 
 def _of_platform(found: dict[str, Any], manifests: Sequence[dict[str, Any]]) -> str | None:

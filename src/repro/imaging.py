@@ -1,4 +1,4 @@
-"""The verbs of images: `repro rebuild`, `images`, `prune`. Each is one function that reads like what it does.
+"""The verbs of images: `repro rebuild`, `images`, `pin`, `prune`. Each is one function that reads like what it does.
 
 Nothing heavy is imported before a verb needs it: `repro rebuild --if-changed` answers in a tenth of a second.
 """
@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from repro.assembly import FromHost
     from repro.engine import Engine
     from repro.experiment import BuildConfig
+    from repro.housekeeping import Plan, Removal
     from repro.image import Image
     from repro.imagefacts import ImageFacts
     from repro.predecessor import Explanation
@@ -64,10 +66,14 @@ def register(add: Add) -> None:
     command.add_argument("--image", metavar="TAG|ID", help="this image in place of the configuration's")
     command = add(import_image, "import-image", "check such a file, and load its image", json=True)
     command.add_argument("file", help="what export-image wrote")
-    add(images, "images", "images of this project: tag, id, size, age, runs that used them", json=True)
-    command = add(prune, "prune", "remove images that no recorded run needs; lists them first", json=True)
+    add(images, "images", "images of this project: tag, id, size, age, runs that used them, pins", json=True)
+    command = add(pin, "pin", "keep an image, whatever else needs it or not; without one, list what is kept", json=True)
+    command.add_argument("image", nargs="?", help="tag or id")
+    command.add_argument("--remove", action="store_true", help="keep it no longer")
+    command = add(prune, "prune", "remove what no recorded run needs; lists it first, and what it costs", json=True)
+    command.add_argument("--dry-run", action="store_true", help="only list")
     command.add_argument("--yes", action="store_true", help="do not ask")
-    command.add_argument("--force", action="store_true", help="also images that recorded runs need")
+    command.add_argument("--force", action="store_true", help="also images that recorded runs or the lock need")
 
 
 def rebuild(args: argparse.Namespace, display: Display) -> int:
@@ -245,42 +251,88 @@ def images(args: argparse.Namespace, _display: Display) -> int:
     from repro import housekeeping
     from repro.engine import connect
 
-    rows = housekeeping.images(connect(), _runs_or_none())
+    engine = connect()
+    rows = housekeeping.images(engine, _runs_or_none(), engine.all_containers())
     if args.json:
         print(report.as_json(rows))
         return ExitCode.OK
     now = datetime.now(timezone.utc)
     cells = [
-        (row.tag, report.short(row.id), report.size(row.size), report.age(row.created, now), str(len(row.runs)))
+        (
+            row.tag,
+            report.short(row.id),
+            report.size(row.size),
+            report.age(row.created, now),
+            str(len(row.runs)),
+            "pinned" if row.pinned else "",
+        )
         for row in rows
     ]
-    print(report.table(("TAG", "ID", "SIZE", "AGE", "RUNS"), cells) if cells else "no images yet")
+    print(report.table(("TAG", "ID", "SIZE", "AGE", "RUNS", "PIN"), cells) if cells else "no images yet")
+    return ExitCode.OK
+
+
+def pin(args: argparse.Namespace, _display: Display) -> int:
+    """Keep an image, or let it go again."""
+    from repro import pins
+    from repro.engine import connect
+
+    if args.image is None:
+        known = list(pins.everything().values())
+        lines = "\n".join(f"{each.tag}  {report.short(each.id)}" for each in known)
+        print(report.as_json(known) if args.json else lines or "no image is pinned")
+        return ExitCode.OK
+    found = connect().image(args.image)
+    if args.remove:
+        removed = pins.remove(args.image, found)
+        print(report.as_json(removed) if args.json else f"{removed.tag} is not pinned any more")
+        return ExitCode.OK
+    if found is None:
+        raise BadInputError(f"the engine holds no image {args.image}", hints=["`repro images` lists them"])
+    pinned = pins.add(found)
+    print(report.as_json(pinned) if args.json else f"{pinned.tag}  {report.short(pinned.id)} is pinned")
     return ExitCode.OK
 
 
 def prune(args: argparse.Namespace, display: Display) -> int:
-    """List what can go, ask, remove."""
-    from repro import housekeeping, lockfile
+    """List what can go and what it costs, ask, remove."""
+    from repro import guard, lockfile, pruning
     from repro.engine import connect
 
     project, engine = Project.find(Path.cwd()), connect()
-    rows = housekeeping.images(engine, project.runs)
-    plan = housekeeping.plan_prune(rows, lockfile.read(project.lock), user=user_name(), force=args.force)
-    if args.json and not (args.yes and plan.removed):
-        print(report.as_json(plan))
+
+    def decide() -> Plan:
+        return pruning.plan(engine, project, lockfile.read(project.lock), user=user_name(), force=args.force)
+
+    plan = decide()
+    freed = pruning.weigh(engine, plan.removed)
+    answer = {"removed": plan.removed, "kept": plan.kept, "frees": freed.bytes, "exact": freed.exact}
+    if args.json and (args.dry_run or not args.yes or not plan.removed):
+        print(report.as_json(answer))
         return ExitCode.OK
     for kept in plan.kept:
         display.line(f"keeps    {kept.tag}  {kept.why}")
-    for row in plan.removed:
-        display.line(f"removes  {row.tag}  {report.size(row.size)}")
+    for each in plan.removed:
+        display.line(f"removes  {each.kind} {each.name}  {report.size(each.size)}  ({each.loses})")
     if not plan.removed:
         display.line("nothing to remove")
         return ExitCode.OK
-    if not args.yes and not _asked(f"remove {report.many(len(plan.removed), 'image')}?"):
-        raise RefusedError("nothing removed", hints=["answer y, or use --yes"])
-    housekeeping.prune(engine, plan)
-    print(report.as_json(plan) if args.json else f"removed {report.many(len(plan.removed), 'image')}")
+    total = f"{_counted(plan.removed)}, {'' if freed.exact else 'about '}{report.size(freed.bytes)}"
+    if args.dry_run:
+        print(f"would remove {total}")
+        return ExitCode.OK
+    if not args.yes and not _asked(f"remove {total}?"):
+        raise RefusedError("nothing removed", hints=["answer y, or use --yes; --dry-run only lists"])
+    with guard.pruning():
+        still = set(decide().removed)  # a run may have started since
+        pruning.carry_out(engine, [each for each in plan.removed if each in still])
+    print(report.as_json(answer) if args.json else f"removed {total}")
     return ExitCode.OK
+
+
+def _counted(removals: Sequence[Removal]) -> str:
+    counts = Counter(each.kind for each in removals)
+    return ", ".join(report.many(count, kind) for kind, count in counts.items())
 
 
 def _asked(question: str) -> bool:

@@ -8,7 +8,8 @@ from pathlib import Path
 import msgspec
 
 from repro import __version__
-from repro.engine import ContainerSpec, EngineFacts, Mount
+from repro.answers import EngineFacts
+from repro.engine import ContainerSpec, Mount
 from repro.errors import BadInputError
 from repro.experiment import Experiment, Value
 from repro.record import Code, DatasetUsed, Host, ImageUsed, Planned, RunFolder
@@ -90,13 +91,14 @@ def decide(experiment: Experiment, ingredients: Ingredients, circumstances: Circ
         image=ingredients.image,
         data=ingredients.data,
         host=_host(ingredients.engine, circumstances.user),
-        user=f"{circumstances.uid}:{circumstances.gid}",
+        # where the engine runs as the caller, its root is the caller, and any other user cannot write their files
+        user="0:0" if ingredients.engine.rootless else f"{circumstances.uid}:{circumstances.gid}",
         env=env,
         gpus_asked=gpus_text(gpus) + (" or none" if cpu_fallback else ""),
         network=experiment.network,
         tracking_uri=circumstances.tracking_uri,
         tracking_experiment=tracking.experiment or experiment.name,
-        notices=ingredients.notices,
+        notices=(*ingredients.notices, *_unlimited(experiment, ingredients.engine)),
     )
     return Plan(
         planned=planned,
@@ -130,6 +132,13 @@ def gpu_request(asked: str | int | tuple[str | int, ...]) -> tuple[Gpus, bool]:
         f"configuration: gpus: {asked!r} is not understood",
         hints=["gpus=auto, gpus=none, gpus=all, a number (gpus=2), or ids (gpus=[0,1], gpus=[GPU-...])"],
     )
+
+
+def _unlimited(experiment: Experiment, engine: EngineFacts) -> tuple[str, ...]:
+    """What the user asked for and the engine takes without keeping it: rootless ones without cgroup v2 do."""
+    asked = {"memory": experiment.resources.memory, "cpus": experiment.resources.cpus}
+    lost = [f"resources.{name}" for name in engine.unlimited if asked.get(name)]
+    return (f"{' and '.join(lost)}: {engine.product} takes the limit and cannot keep it here",) if lost else ()
 
 
 def gpus_text(gpus: Gpus) -> str:
@@ -200,7 +209,6 @@ def _container(
     experiment: Experiment, ingredients: Ingredients, planned: Planned, folder: RunFolder, gpus: Gpus
 ) -> ContainerSpec:
     limits = experiment.resources
-    uid, gid = planned.user.split(":")
     mounts = [
         Mount(source=ingredients.code_folder, target="/workspace"),
         Mount(source=str(folder.outputs), target="/outputs", read_only=False),
@@ -212,14 +220,19 @@ def _container(
     # `exec`: frameworks compile kernels into these folders and load them from there
     tmpfs = {
         "/tmp": f"rw,exec,nosuid,nodev,size={limits.tmp},mode=1777",  # noqa: S108 - the container's, in memory
-        HOME: f"rw,exec,nosuid,nodev,size={limits.tmp},mode=0700,uid={uid},gid={gid}",
+        HOME: f"rw,exec,nosuid,nodev,size={limits.tmp},mode=1777",  # Podman knows no owner of a tmpfs
     }
     return ContainerSpec(
         image=planned.image.id,
         name=f"repro-{planned.run}",
         command=planned.command,
         env=planned.env,
-        labels={RUN_LABEL: planned.run, "repro.project": planned.project, "repro.folder": str(folder.path)},
+        labels={
+            RUN_LABEL: planned.run,
+            "repro.project": planned.project,
+            "repro.folder": str(folder.path),
+            "repro.user": planned.host.user,  # else it would be the image's, which may be another's
+        },
         user=planned.user,
         workdir="/workspace",
         mounts=tuple(mounts),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from repro.errors import EnvironmentUnfitError, ReproError
 
 
@@ -15,6 +18,34 @@ class ContainerGoneError(EnvironmentUnfitError):
 
 class CommandNotFoundError(ReproError):
     """The image does not hold the program that the experiment names."""
+
+
+@contextmanager
+def of_create() -> Iterator[None]:
+    """Say what to do about what an engine refuses to create."""
+    try:
+        yield
+    except EnvironmentUnfitError as error:
+        text = "\n".join(error.evidence)
+        if "catatonit" not in text and "init binary" not in text:
+            raise
+        raise EnvironmentUnfitError(
+            "Podman cannot give the container an init process, without which it could not be stopped in order",
+            evidence=[text],
+            hints=["install it where the engine runs: `sudo apt-get install catatonit` (dnf, zypper: the same name)"],
+        ) from error
+
+
+def gpus_ignored(engine: str) -> GpuRefusedError:
+    """The error for an engine that would run a container without the GPUs that it asks for, and say nothing."""
+    return GpuRefusedError(
+        "the engine cannot give the container the GPUs that were asked for",
+        evidence=[f"{engine} ignores requests for GPUs that come through Docker's API"],
+        hints=[
+            "Podman 5 with CDI gives them: `sudo nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml`",
+            "or use Docker with the NVIDIA Container Toolkit; on the CPU: `gpus=none`",
+        ],
+    )
 
 
 def of_start(error: EnvironmentUnfitError) -> ReproError:

@@ -9,7 +9,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from datetime import datetime, timezone
 from functools import cached_property, partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from repro import (
     assembly,
     config,
     floating,
+    guard,
     housekeeping,
     image,
     inputs,
@@ -31,8 +32,9 @@ from repro import (
     source,
 )
 from repro import plan as planning
+from repro.answers import EngineFacts
 from repro.display import Display, guarded
-from repro.engine import Engine, EngineFacts, connect
+from repro.engine import Engine, connect
 from repro.errors import BadInputError, EnvironmentUnfitError, ExitCode, ReproError
 from repro.experiment import BuildConfig, Experiment, ImageConfig
 from repro.image import Image
@@ -162,6 +164,7 @@ class Session:
         self.locked, self.only_look = locked, only_look
         self.images: dict[bytes, tuple[ImageSpec, Image, ledger.Contents | None]] = {}
         self._follower: Follower | None = None
+        self._starting = ExitStack()  # what is pruned meanwhile
 
     @cached_property
     def engine(self) -> Engine:
@@ -242,9 +245,11 @@ class Session:
         return fetched
 
     def plan(self, composed: config.Composed, *, name_suffix: str = "") -> planning.Plan:
-        """Everything decided; what is missing (image, data) has been made."""
+        """Everything decided; what is missing (image, data) has been made, and stays until `execute` has begun."""
+        self._starting.enter_context(guard.starting())
         experiment = composed.experiment
         snapshot, code_folder, diff = self.code
+        source.touch(code_folder)  # a sweep may be longer than exports are kept
         spec, made, contents = self.image(experiment.image, experiment.build)
         drift = contents.drift.text if contents and contents.drift else None
         texts = {path: inputs.without_users(text) for path, text in spec.recipe().items()}
@@ -284,7 +289,10 @@ class Session:
             data=self.data(experiment),
             engine=self.facts,
         )
-        return planning.decide(experiment, ingredients, self.circumstances(composed, name_suffix))
+        plan = planning.decide(experiment, ingredients, self.circumstances(composed, name_suffix))
+        for notice in plan.planned.notices[len(ingredients.notices) :]:  # the others have been said
+            self.display.notice(notice)
+        return plan
 
     def circumstances(self, composed: config.Composed, name_suffix: str) -> planning.Circumstances:
         """Time, place and person."""
@@ -319,11 +327,13 @@ class Session:
                     say=self.display.notice,
                 )
             finally:
+                self._starting.close()
                 self._link(plan.planned.run, folder)
             step.detail = report.outcome(record)
         return record, folder
 
     def _started(self, folder: RunFolder, record: Record) -> None:
+        self._starting.close()  # the container holds them from now on
         self._link(record.planned.run, folder)
         here = folder.path.is_relative_to(self.project.root)
         if here and not folder.path.is_relative_to(self.project.runs):  # the user chose it, perhaps where git looks
@@ -372,6 +382,7 @@ class Session:
 
     def close(self) -> None:
         """Let go of what the session holds; the follower finishes by itself."""
+        self._starting.close()
         if self._follower:
             self._follower.close()
 

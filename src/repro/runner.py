@@ -6,6 +6,7 @@ It decides nothing and needs the plan alone, so that it can happen on another ma
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from repro.record import End, Ended, FileUsed, Record, RunFolder, Started
 from repro.refusal import ContainerGoneError, GpuRefusedError, command_not_found
 
 RECONNECT_SECONDS = 15.0
+INIT_REFUSAL = re.compile(r"\[FATAL tini|ERROR \(catatonit:\d+\): failed to exec ")  # Docker's init, and Podman's
 STOPPED_BY_USER = "stopped by the user"
 
 
@@ -198,12 +200,14 @@ def _launch(
 
     With `cpu_fallback`, an engine without GPUs gets one without them in its place. What cannot be started is removed.
     """
-    container = engine.create(spec)
+    container = ""  # an engine may refuse GPUs before it creates one, or when it starts it
     try:
+        container = engine.create(spec)
         created(container)
         engine.start(container)
     except GpuRefusedError as refusal:
-        engine.remove(container)
+        if container:
+            engine.remove(container)
         if not cpu_fallback:
             raise
         why = "; ".join(refusal.evidence).splitlines()[-1]
@@ -213,7 +217,8 @@ def _launch(
         )
         return container, gpus, (notice,)
     except BaseException:
-        engine.remove(container)
+        if container:
+            engine.remove(container)
         raise
     return container, gpus_text(spec.gpus).replace("id ", ""), ()
 
@@ -290,10 +295,11 @@ def _conclude(record: Record, ending: _Ending, folder: RunFolder, pump: Pump) ->
 
 def _init_refusal(ended: _Ending, folder: RunFolder) -> str:
     """What the container's init says when it cannot start the command; "" when the command did start."""
-    if ended.exit_code not in (126, 127) or not folder.output_log.is_file():
+    if ended.exit_code not in (1, 126, 127) or not folder.output_log.is_file():
         return ""
-    text = folder.output_log.read_text(encoding="utf-8", errors="replace")[:1000]
-    return text.strip() if text.startswith("[FATAL tini") else ""
+    with folder.output_log.open(encoding="utf-8", errors="replace") as log:
+        text = log.read(1000)
+    return text.strip() if INIT_REFUSAL.match(text) else ""
 
 
 def _wait(engine: Engine, container: str, time_limit: float | None, say: Callable[[str], None]) -> Exit | None:
@@ -341,6 +347,14 @@ def verdict(exited: Exit, stopped: End | None, plan: Plan) -> tuple[End, str]:
         limit = f" at {plan.container.memory / 2**30:g} GiB" if plan.container.memory else ""
         return End.OOM, f"out of memory{limit}: raise resources.memory, or use less"
     if exited.code in (137, 143):
-        signal = "SIGKILL" if exited.code == 137 else "SIGTERM"
-        return End.KILLED, f"ended from outside by {signal}"
+        return End.KILLED, _signal(exited, plan.container.memory)
     return End.FAILED, f"exit code {exited.code}" + (f": {exited.error}" if exited.error else "")
+
+
+def _signal(exited: Exit, memory: int | None) -> str:
+    if exited.code == 143:
+        return "ended from outside by SIGTERM"
+    if exited.oom is None and memory:
+        limit = f"its limit of {memory / 2**20:,.0f} MiB (resources.memory)"
+        return f"ended by SIGKILL, from outside or at {limit}: the engine does not tell which"
+    return "ended from outside by SIGKILL"

@@ -132,6 +132,7 @@ def export(snapshot: Snapshot, root: Path, destination_parent: Path, *, say: Say
     suffix = f"-{hashlib.sha256(os.fsencode(snapshot.prefix)).hexdigest()[:8]}" if snapshot.prefix else ""
     place = destination_parent / (snapshot.commit + suffix)
     if _is_intact(place):
+        touch(place / "files")
         return place / "files"
     try:
         destination_parent.mkdir(parents=True, exist_ok=True)
@@ -147,6 +148,12 @@ def export(snapshot: Snapshot, root: Path, destination_parent: Path, *, say: Say
     except OSError as error:
         raise EnvironmentUnfitError(f"cannot export the code to {destination_parent}", evidence=str(error)) from error
     return place / "files"
+
+
+def touch(files: Path) -> None:
+    """Note that an export is in use: `repro prune` removes what was not for a week."""
+    with contextlib.suppress(OSError):  # another user's, perhaps
+        os.utime(files.parent)
 
 
 def diff_text(snapshot: Snapshot, root: Path, *, limit: int = 1_000_000) -> str:

@@ -84,7 +84,7 @@ def verify(
     return Verification(
         tag=spec.tag,
         spec=spec.digest,
-        builder=builder.buildx() or "classic",
+        builder=(builder.buildx() or "") if builder.name_for(engine) == "buildx" else builder.name_for(engine),
         identical=not differences,
         layers=(first.layers, second.layers),
         varied=(f"time ({begun[1] - begun[0]:.0f} s later)", *varied),

@@ -1,0 +1,108 @@
+"""What engines answer -> one form: Docker of any age, both its image stores and Podman say the same differently."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from repro.experiment import Value
+
+BARE_ID = re.compile(r"[0-9a-f]{64}")
+LIMITS = {"memory": "MemoryLimit", "cpus": "CpuCfsQuota", "pids": "PidsLimit"}  # ours -> an engine's word for it
+
+
+class EngineFacts(Value, frozen=True, kw_only=True):
+    """What an engine says of itself."""
+
+    product: str  # Docker, Podman
+    version: str
+    api: str
+    store: str  # overlay2, containerd, ...
+    platform: str  # linux/amd64
+    cpus: int
+    memory: int  # bytes
+    gpus: str  # how GPUs are announced: nvidia, cdi; "" for not at all (a hook may serve them all the same)
+    data_root: str
+    name: str  # host name
+    rootless: bool = False  # it runs as a user: root in its containers is that user
+    unlimited: tuple[str, ...] = ()  # limits that it takes and does not keep: memory, cpus, pids
+
+    @property
+    def podman(self) -> bool:
+        """Whether it is Podman behind Docker's API."""
+        return self.product == "Podman"
+
+
+class ContainerFacts(Value, frozen=True, kw_only=True):
+    """What an engine says of one container in its list."""
+
+    id: str
+    name: str
+    image: str  # id
+    labels: dict[str, str]  # its own, and those of its image
+    state: str  # created, running, exited, ...
+    created: int  # seconds since 1970
+
+
+def container_facts(found: dict[str, Any]) -> ContainerFacts:
+    """The facts in an entry of an engine's answer to `/containers/json`."""
+    return ContainerFacts(
+        id=found["Id"],
+        name=next(iter(found.get("Names") or [found["Id"]])).lstrip("/"),
+        image=full_id(found["ImageID"]),
+        labels=found.get("Labels") or {},
+        state=found.get("State", ""),
+        created=int(found.get("Created", 0)),
+    )
+
+
+def engine_facts(info: dict[str, Any], version: dict[str, Any]) -> EngineFacts:
+    """The facts in an engine's answers to `/info` and `/version`."""
+    driver = dict(pair for pair in info.get("DriverStatus") or [] if len(pair) == 2)
+    containerd = "io.containerd.snapshotter" in str(driver.get("driver-type", ""))
+    podman = is_podman(version)
+    return EngineFacts(
+        product="Podman" if podman else "Docker",
+        version=version.get("Version", ""),
+        api=version.get("ApiVersion", ""),
+        store="containerd" if containerd else info.get("Driver", ""),
+        platform=f"{version.get('Os', 'linux')}/{version.get('Arch', '')}",
+        cpus=info.get("NCPU", 0),
+        memory=info.get("MemTotal", 0),
+        gpus="" if podman else _gpu_support(info),  # Podman names runtimes that its Docker API does not use
+        data_root=info.get("DockerRootDir", ""),
+        name=info.get("Name", ""),
+        rootless=any(option.startswith("name=rootless") for option in info.get("SecurityOptions") or []),
+        unlimited=tuple(ours for ours, word in LIMITS.items() if info.get(word) is False),
+    )
+
+
+def is_podman(version: dict[str, Any]) -> bool:
+    """Whether an answer to `/version` is Podman's."""
+    return any("Podman" in part.get("Name", "") for part in version.get("Components") or [])
+
+
+def _gpu_support(info: dict[str, Any]) -> str:
+    if "nvidia" in (info.get("Runtimes") or {}):
+        return "nvidia"
+    devices = [str(device.get("ID", "")) for device in info.get("DiscoveredDevices") or []]
+    return "cdi" if any(device.startswith("nvidia.com/gpu=") for device in devices) else ""
+
+
+def cdi_names(gpus: tuple[str, ...] | int) -> list[str]:
+    """GPUs as the Container Device Interface names them in what `nvidia-ctk cdi generate` writes."""
+    wanted = gpus if isinstance(gpus, tuple) else ("all",) if gpus < 0 else map(str, range(gpus))
+    return [each if "=" in each else f"nvidia.com/gpu={each}" for each in wanted]
+
+
+def full_id(image: str) -> str:
+    """An image id as Docker writes it: Podman leaves out the algorithm here and there."""
+    return f"sha256:{image}" if BARE_ID.fullmatch(image) else image
+
+
+def familiar(name: str) -> str:
+    """An image's name as its user wrote it: Podman completes it, with `localhost` where it was loaded from a file."""
+    for prefix in ("docker.io/library/", "docker.io/", "localhost/"):
+        if name.startswith(prefix):
+            return name.removeprefix(prefix)
+    return name
