@@ -19,6 +19,7 @@ from repro.pylock import Package
 from repro.spec import ImageSpec
 
 AT_ONCE = 6  # downloads
+LARGE = 10_000_000  # bytes of a wheel: from here on, a stage of its own keeps it while smaller ones change
 README = b"What the host gives to this build; no part of the image. See docs/images.md of repro.\n"
 PLACE = "/tmp/from-host"  # noqa: S108 - where a Dockerfile puts the folder, for pip.conf to be right
 
@@ -28,6 +29,11 @@ class FromHost(Value, frozen=True, kw_only=True):
 
     files: dict[str, Path | bytes]  # by their path in the folder `from-host` of the context
     secrets: dict[str, SecretSource]  # for `RUN --mount=type=secret,id=NAME`
+
+
+def nothing() -> FromHost:
+    """For builds that need nothing of the host: the folder is there all the same, so that a COPY of it works."""
+    return FromHost(files={"README": README, "large/README": README, "pip.conf": b"[global]\n"}, secrets={})
 
 
 def files(spec: ImageSpec, substitutes: Mapping[str, str]) -> tuple[ContextFile, ...]:
@@ -70,7 +76,7 @@ def gather(spec: ImageSpec, build: BuildConfig, root: Path, cache: Path, say: Sa
         EnvironmentUnfitError: a wheel cannot be had.
     """
     secrets = {name: _secret(name, source, root) for name, source in build.secrets.items()}
-    given: dict[str, Path | bytes] = {"README": README}
+    given = dict(nothing().files)
     settings = []
     if build.ca_bundle is not None:
         given["ca-bundle.pem"] = _ca_bundle(build.ca_bundle, root)
@@ -79,7 +85,8 @@ def gather(spec: ImageSpec, build: BuildConfig, root: Path, cache: Path, say: Sa
         packages = tuple(package for package in locked(spec) if package.url is not None)
         _check_without_network(spec, packages)
         for package, held in zip(packages, _wheels(packages, cache, say, progress=progress), strict=True):
-            given[f"wheels/{package.file}"] = held
+            folder = "large" if package.wheel and (package.size or 0) >= LARGE else "wheels"
+            given[f"{folder}/{package.file}"] = held
         if packages:
             settings.append(f"find-links = {PLACE}/wheels")
             if all(package.wheel for package in packages):  # what is built from source needs its tools from an index
@@ -114,7 +121,7 @@ def _wheels(packages: tuple[Package, ...], cache: Path, say: Say, *, progress: b
         def fetched(number: int) -> list[str]:
             return obtain(wanted[number], (str(packages[number].url),), line, bar, SILENT_SECONDS)
 
-        missing = [number for number, each in enumerate(wanted) if not _held(each, packages[number])]
+        missing = [number for number, each in enumerate(wanted) if not each.here()]
         if missing:
             say(f"fetching {len(missing)} of {len(wanted)} packages")
         with ThreadPoolExecutor(AT_ONCE) as pool:
@@ -122,15 +129,6 @@ def _wheels(packages: tuple[Package, ...], cache: Path, say: Say, *, progress: b
                 if refusals:
                     raise _unobtainable(packages[number], refusals)
     return [each.held for each in wanted]
-
-
-def _held(wanted: Wanted, package: Package) -> bool:
-    """Whether the cache has it. Its size alone is looked at: pip checks every hash when it installs."""
-    try:
-        size = wanted.held.stat().st_size
-    except OSError:
-        return False
-    return size == package.size if package.size is not None else wanted.here()
 
 
 def _unobtainable(package: Package, refusals: list[str]) -> EnvironmentUnfitError:

@@ -31,11 +31,6 @@ BUILD_HERE = "`repro rebuild --no-pull` builds it here"
 Gather = Callable[[], FromHost]  # called only when there is something to build
 
 
-def nothing() -> FromHost:
-    """For builds that need nothing of the host."""
-    return FromHost(files={"README": assembly.README}, secrets={})
-
-
 class Image(Value, frozen=True, kw_only=True):
     """What an engine holds for a spec."""
 
@@ -96,7 +91,7 @@ def ensure(
     build_log: Path | None = None,
     no_cache: bool = False,
     pull_base: bool = False,
-    gather: Gather = nothing,
+    gather: Gather = assembly.nothing,
 ) -> Image:
     """The image of `spec`, built only when the engine has none. Any number of processes may ask: one builds.
 
