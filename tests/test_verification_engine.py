@@ -69,7 +69,7 @@ def write(project: Project, dockerfile: str) -> None:
 
 
 def test_what_is_not_repeatable_is_named_with_its_cause_and_what_helps(
-    named: tuple[Project, str], any_builder: str, engine: Engine, repro: Repro
+    named: tuple[Project, str], no_buildx: None, engine: Engine, repro: Repro
 ) -> None:
     project, name = named
     write(project, UNREPEATABLE)
@@ -245,8 +245,8 @@ def use_shipped(project: Project) -> None:
     variant.write_text(variant.read_text().replace("requirements: null\n", ""))
 
 
-def test_the_shipped_dockerfile_is_repeatable(
-    named: tuple[Project, str], any_builder: str, engine: Engine, repro: Repro
+def test_the_shipped_dockerfile_is_repeatable_with_packages_from_the_index_and_from_the_host(
+    named: tuple[Project, str], any_builder: str, engine: Engine, debian_base: str, repro: Repro, tmp_path: Path
 ) -> None:
     project, name = named
     use_shipped(project)
@@ -256,6 +256,8 @@ def test_the_shipped_dockerfile_is_repeatable(
     assert done.returncode == 0, done.stdout + done.stderr
     assert "the image that is here has these layers, too" in done.stdout
     (tag,) = tags(engine, name)
+    ours = engine.image(tag)
+    assert ours is not None
     code = (
         "import importlib.util, os, markupsafe, six\n"
         "found = importlib.util.cache_from_source(six.__file__)\n"
@@ -264,28 +266,20 @@ def test_the_shipped_dockerfile_is_repeatable(
     answer = engine.client.containers.run(tag, ["python", "-c", code], network_mode="none", remove=True)
     assert answer.decode().split() == ["01000000", "946684800.0", "False"]  # bytecode that nobody checks, of 2000-01-01
 
-
-def test_wheels_from_the_host_give_the_same_layers_as_the_index(
-    named: tuple[Project, str], any_builder: str, engine: Engine, debian_base: str, repro: Repro, tmp_path: Path
-) -> None:
-    project, name = named
-    use_shipped(project)
-    built = repro("rebuild")
-    assert built.returncode == 0, built.stderr
-    (tag,) = tags(engine, name)
-    ours = engine.image(tag)
-    assert ours is not None
-    command = [sys.executable, "-m", "pip", "download", "-q", "--only-binary=:all:", "--python-version=3.11"]
-    requirements = str(project.docker / "requirements.txt")
-    subprocess.run([*command, f"--dest={tmp_path / 'wheels'}", "-r", requirements], check=True)
-    wheels = {f"wheels/{file.name}": file for file in sorted((tmp_path / "wheels").iterdir())}
-    settings = b"[global]\nno-index = true\nfind-links = /tmp/from-host/wheels\n"
-    host = FromHost(files={"pip.conf": settings, **wheels}, secrets={})
-    config = ImageConfig(variant="v", name=name, base=debian_base)
-    spec = ImageSpec.read(config, project.root)
+    spec = ImageSpec.read(ImageConfig(variant="v", name=name, base=debian_base), project.root)
     assert spec.tag == tag
-    made = image.ensure(spec, engine, say=print, no_cache=True, gather=lambda: host)
-    assert made.id != ours.id
+    made = image.ensure(spec, engine, say=print, no_cache=True, gather=lambda: with_wheels(project, tmp_path))
     found = engine.image(made.id)
     assert found is not None
+    assert found.id != ours.id
     assert found.layers == ours.layers
+
+
+def with_wheels(project: Project, folder: Path) -> FromHost:
+    """What the host gives to a build: the packages, and that no index is to be asked."""
+    command = [sys.executable, "-m", "pip", "download", "-q", "--only-binary=:all:", "--python-version=3.11"]
+    requirements = str(project.docker / "requirements.txt")
+    subprocess.run([*command, f"--dest={folder / 'wheels'}", "-r", requirements], check=True)
+    wheels = {f"wheels/{file.name}": file for file in sorted((folder / "wheels").iterdir())}
+    settings = b"[global]\nno-index = true\nfind-links = /tmp/from-host/wheels\n"
+    return FromHost(files={"pip.conf": settings, **wheels}, secrets={})
