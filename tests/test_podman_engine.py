@@ -243,6 +243,15 @@ def test_a_rootless_engine_gives_all_files_to_the_caller(as_user: Run, rootless:
     assert (folder.outputs / "x").read_text() == "42\n"
 
 
+def test_podman_5_builds_with_here_documents_and_mounts(lab: Project, rootless: DebianEngine) -> None:
+    step = "RUN --mount=type=cache,target=/cache <<EOF\necho from a here-document > /built\nEOF"
+    (lab.docker / "Dockerfile").write_text(f"ARG BASE_IMAGE\nFROM ${{BASE_IMAGE}}\n{step}\n")
+    with debian_engine.as_user(rootless, lab) as call:
+        done, theirs = call("gpus=none", "tracking.enabled=false", "command=[cat,/built]")
+        assert done.returncode == 0, done.stderr
+        assert latest(theirs)[1].output_log.read_text() == "from a here-document\n"
+
+
 @pytest.mark.parametrize(
     ("asked", "given"), [("all", "all"), ("auto", "all"), ("1", "0"), ("[1]", "1"), ("['nvidia.com/gpu=1']", "1")]
 )

@@ -40,6 +40,7 @@ CLASSIC_STEP = re.compile(r"Step (\d+)/\d+ : (.*)")
 CLASSIC_IMAGE = re.compile(r" ---> ([0-9a-f]{12,64})$")
 CLASSIC_NOISE = re.compile(r" ---> |Removing intermediate container |--> |(\[\d+/\d+\] )?COMMIT ")
 PODMAN_STEP = re.compile(r"(?:\[\d+/\d+\] )?STEP \d+/\d+: (.*)")  # counted anew in each stage
+OUR_LABELS = ("LABEL repro.", 'LABEL "repro.')
 PODMAN_HEREDOCS = (4, 8)  # older ones read the lines of a here-document as instructions
 BUILDKIT_NAMES_HOSTS = 23  # first engine whose BuildKit takes the host name of its steps from a build argument
 BUILDKIT_LINE = re.compile(r"#(\d+) (?:(\[.*?\]) (.*)|(ERROR): .*|\d+\.\d+ (.*))")  # of one step, by its number
@@ -289,17 +290,17 @@ class _Transcript:
             if begun := CLASSIC_STEP.match(line):
                 self._line, self._instruction = dockerfile.line_of_step(self._text, int(begun[1])), begun[2]
                 self._output.clear()
+                if begun[2].upper().startswith("FROM "):
+                    self._stages.append([])
             elif begun := PODMAN_STEP.match(line):
                 self._line, self._instruction = dockerfile.line_of(self._text, begun[1]), begun[1]
                 self._output.clear()
-                if begun[2].startswith("LABEL repro."):  # it repeats our labels, of up to 64 KiB
-                    line = f"{line[:100]}..."
-                if begun[2].upper().startswith("FROM "):
-                    self._stages.append([])
             elif (made := CLASSIC_IMAGE.match(line)) and not self._instruction.upper().startswith("FROM "):
                 self._stages[-1].append(made[1])
             elif line and not CLASSIC_NOISE.match(line):
                 self._output.append(line)
+            if self._instruction.startswith(OUR_LABELS):  # repeated by the builders, of up to 64 KiB
+                line = line if len(line) < 120 else f"{line[:100]}..."
             self.whole = self.whole or line.startswith("Successfully built")
             if line:
                 yield line

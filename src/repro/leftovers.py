@@ -18,6 +18,7 @@ from repro.plan import RUN_LABEL
 from repro.project import Project, cache_folder
 from repro.record import RunFolder
 
+PIN_TAG = "repro-pin:"  # for builds on what repro.lock names by id
 MINUTES = 60.0
 DAY = 86400.0
 STARTING = 10 * MINUTES  # a container that was created for so long is not being started any more
@@ -99,7 +100,7 @@ def base_images(images: Sequence[ImageFacts], going: Collection[str], busy: Coll
     for image in filter(bases.is_base, images):
         if image.id in busy or any(_stands_on(other, image) for other in standing if other.id != image.id):
             continue
-        ours = [tag for tag in image.tags if tag.startswith(f"{bases.NAME}:")]
+        ours = [tag for tag in image.tags if tag.startswith((f"{bases.NAME}:", PIN_TAG))]
         for tag in ours if image.tags else [image.id]:
             loses = "no image stands on it; the next build makes it anew, in half a minute"
             removals.append(Removal(kind="base", name=tag, id=tag, size=image.size, loses=loses))
