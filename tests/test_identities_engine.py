@@ -7,24 +7,23 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import tarfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from repro import base, builder, inventory, repodigest
+from repro import registry as registries
 from repro.engine import Engine
 from repro.project import Project
 from tests.conftest import script
-from tests.debian import fetched
 from tests.newest_engine import STORES, Store, newest_engine
+from tests.registry_server import RegistryServer
 from tests.second_engine import SecondEngine, second_engine
-from tests.test_run_engine import latest, wait_for
+from tests.test_run_engine import latest
 
 pytestmark = pytest.mark.engine
 
@@ -145,31 +144,20 @@ def test_packages_are_read_on_every_engine_also_without_a_start(any_engine: Seco
     assert msgspec.json.decode(found.text(), type=inventory.Inventory) == found
 
 
-@contextmanager
-def registry(folder: Path) -> Iterator[str]:
-    """A registry of Debian's; its name."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        name = f"localhost:{free.getsockname()[1]}"
-    (folder / "registry.yml").write_text(
-        f"version: 0.1\nstorage: {{filesystem: {{rootdirectory: {folder}/registry}}}}\nhttp: {{addr: {name}}}\n"
-    )
-    program = fetched("registry", "docker-registry") / "usr" / "bin" / "docker-registry"
-    with (folder / "registry.log").open("wb") as log:
-        process = subprocess.Popen([program, "serve", folder / "registry.yml"], stdout=log, stderr=log)
-    try:
-        wait_for(lambda: b"listening on" in (folder / "registry.log").read_bytes())
-        yield name
-    finally:
-        process.terminate()
-        process.wait(20)
+@pytest.fixture
+def registry(tmp_path: Path) -> Iterator[RegistryServer]:
+    server = RegistryServer(tmp_path / "registry")
+    yield server
+    server.stop()
 
 
 @pytest.mark.parametrize("store", STORES)
 def test_a_repo_digest_exists_from_the_moment_that_a_registry_names_it(
-    store: Store, debian_base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: Store, debian_base: str, registry: RegistryServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("REPRO_CACHE", str(tmp_path / "cache"))
-    with registry(tmp_path) as name, newest_engine(store, host_network=True) as started:
+    name = registry.host
+    with newest_engine(store, host_network=True) as started:
         door, client = Engine(started.client(), started.url), started.client()
         started.copy_image(debian_base)
         tag = f"{name}/base:1"
@@ -185,5 +173,5 @@ def test_a_repo_digest_exists_from_the_moment_that_a_registry_names_it(
         for held in (tag, debian_base):
             door.remove_image(held, force=True)
         monkeypatch.setenv("REPRO_CACHE", str(tmp_path / "another"))
-        pulled = door.pull(tag, print)
+        pulled = registries.pull(door, tag, print)
         assert repodigest.known(pulled.id, pulled.digests) == (digest,)

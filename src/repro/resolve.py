@@ -103,9 +103,10 @@ def _image(name: str, spec: ImageSpec, engine: Engine, before: Resolved | None, 
     if name == spec.base_reference and spec.bootstrap is not None:
         bases.ensure(spec.bootstrap, engine, say=say)
     here = engine.image(name)
-    if here is not None and (not wish.upgrade or not here.digests):
+    if here is not None:
         bases.confirm(name, here, engine)
-        return bases.identity(name, here)
+        if not wish.upgrade or not repodigest.known(here.id, here.digests):
+            return bases.identity(name, here)
     say(f"asking the registry for {name}")
     return f"{repodigest.repository(name)}@{registry.look(engine, name, hints=[bases.OTHER_VARIANT])}"
 
