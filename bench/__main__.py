@@ -1,6 +1,6 @@
 """Times whole commands beside the plain tool in the same run, and prints ratios. Needs a Docker Engine.
 
-python -m bench [--rounds N] [--only run|live|rebuild|snapshot]
+python -m bench [--rounds N] [--only run|live|rebuild|wheels|snapshot]
 """
 
 from __future__ import annotations
@@ -232,6 +232,69 @@ def bench_rebuild(root: Path, rounds: int) -> list[str]:
     ]
 
 
+ADDED = ("tabulate==0.9.0", "humanize==4.12.1", "tqdm==4.67.1")  # one line more for each round
+PLAIN = """\
+ARG BASE_IMAGE
+FROM ${BASE_IMAGE}
+RUN python3 -m venv /opt/venv
+COPY requirements*.txt /tmp/
+RUN /opt/venv/bin/pip install --no-cache-dir -r /tmp/requirements-cpu.txt
+"""
+
+
+def bench_wheels(root: Path, _rounds: int) -> list[str]:
+    """The shipped TensorFlow image after a changed line of its requirements, beside a `docker build` of the same."""
+    ours, plain = root.parent / "wheels", root.parent / "plain"
+    shipped = Path(__file__).parents[1]
+    shutil.copytree(shipped / "docker", ours / "docker")
+    (ours / "conf" / "image").mkdir(parents=True)
+    variant = (shipped / "conf" / "image" / "debian.yaml").read_text()
+    (ours / "conf" / "image" / "debian.yaml").write_text(f"{variant}name: repro-bench\n")
+    plain.mkdir()
+    (plain / "Dockerfile").write_text(PLAIN)
+    base = json.loads((root / "image.json").read_text())
+
+    def changed(old: str, new: str) -> None:
+        file = ours / "docker" / "requirements-common.txt"
+        file.write_text(file.read_text().replace(old, new))
+
+    def repro() -> float:
+        lock = timed([str(BIN / "repro"), "lock", "image=debian"], ours)
+        return lock + timed([str(BIN / "repro"), "rebuild", "image=debian"], ours)
+
+    def docker() -> float:
+        for file in (ours / "docker").glob("requirements*.txt"):
+            shutil.copy(file, plain)
+        return timed(
+            ["docker", "build", "-q", "--build-arg", f"BASE_IMAGE={base}", "-t", "repro-bench:plain", "."], plain
+        )
+
+    first = {"repro": repro(), "docker": docker()}
+    times: dict[str, list[float]] = {"repro": [], "docker": []}
+    for line in ADDED:
+        changed("numpy==", f"{line}\nnumpy==")
+        times["repro"].append(repro())
+        times["docker"].append(docker())
+    changed("matplotlib==3.11.2", "matplotlib==3.11.1")
+    medium = {"repro": repro(), "docker": docker()}
+    changed("numpy==2.4.6", "numpy==2.4.5")
+    large = {"repro": repro(), "docker": docker()}
+    for tag in call(["docker", "images", "-q", "repro-bench"], root).stdout.split():
+        call(["docker", "rmi", "-f", tag], root)
+    return [
+        "The TensorFlow image after a changed line of its requirements (repro: lock and rebuild)",
+        row("repro, a small package more", times["repro"]),
+        row("docker build, the same", times["docker"]),
+        ratio("repro / docker build", times["repro"], times["docker"], 0.7),
+        row("repro, another matplotlib (9.9 MB)", [medium["repro"]]),
+        row("docker build, the same", [medium["docker"]]),
+        row("repro, another numpy (17 MB: a large one)", [large["repro"]]),
+        row("docker build, the same", [large["docker"]]),
+        row("repro, from nothing but the base and the cached wheels", [first["repro"]]),
+        row("docker build, from nothing but the base", [first["docker"]]),
+    ]
+
+
 def bench_snapshot(root: Path, rounds: int) -> list[str]:
     from repro import source
 
@@ -264,9 +327,10 @@ def bench_snapshot(root: Path, rounds: int) -> list[str]:
 def main() -> None:
     arguments = argparse.ArgumentParser()
     arguments.add_argument("--rounds", type=int, default=7)
-    arguments.add_argument("--only", choices=["run", "live", "rebuild", "snapshot"])
+    arguments.add_argument("--only", choices=["run", "live", "rebuild", "wheels", "snapshot"])
     chosen = arguments.parse_args()
-    parts = {"run": bench_run, "live": bench_live, "rebuild": bench_rebuild, "snapshot": bench_snapshot}
+    parts = {"run": bench_run, "live": bench_live, "rebuild": bench_rebuild, "wheels": bench_wheels}
+    parts["snapshot"] = bench_snapshot
     with tempfile.TemporaryDirectory(prefix="repro-bench-") as folder:
         root = Path(folder) / "project"
         root.mkdir()
