@@ -33,7 +33,8 @@ class FromHost(Value, frozen=True, kw_only=True):
 
 def nothing() -> FromHost:
     """For builds that need nothing of the host: the folder is there all the same, so that a COPY of it works."""
-    return FromHost(files={"README": README, "large/README": README, "pip.conf": b"[global]\n"}, secrets={})
+    files: dict[str, Path | bytes] = dict.fromkeys(("README", "large/README", "wheels/README"), README)
+    return FromHost(files={**files, "ca-bundle.pem": b"", "pip.conf": b"[global]\n"}, secrets={})
 
 
 def files(spec: ImageSpec, substitutes: Mapping[str, str]) -> tuple[ContextFile, ...]:
@@ -88,7 +89,7 @@ def gather(spec: ImageSpec, build: BuildConfig, root: Path, cache: Path, say: Sa
             folder = "large" if package.wheel and (package.size or 0) >= LARGE else "wheels"
             given[f"{folder}/{package.file}"] = held
         if packages:
-            settings.append(f"find-links = {PLACE}/wheels")
+            settings.append(f"find-links =\n    {PLACE}/wheels\n    {PLACE}/large")
             if all(package.wheel for package in packages):  # what is built from source needs its tools from an index
                 settings.append("no-index = true")
         if spec.packages is not None:
