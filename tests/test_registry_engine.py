@@ -21,7 +21,7 @@ import docker.errors
 import msgspec
 import pytest
 
-from repro import base, housekeeping
+from repro import base, housekeeping, pruning
 from repro import registry as registries
 from repro.engine import Engine, connect
 from repro.errors import EnvironmentUnfitError
@@ -307,14 +307,13 @@ def test_prune_removes_every_name_of_a_pushed_image(
     shelf: Project, repro: Repro, engine: Engine, registry: RegistryServer
 ) -> None:
     pushed(repro)
-    image = locked(shelf)["id"]
-    engine.tag(image, f"{registry.host}/team/{NAME}:{_tag(shelf)}")
-    assert repro("images").stdout.count(f"{NAME}:{_tag(shelf)}") == 1
+    image, tag = locked(shelf)["id"], f"{NAME}:{_tag(shelf)}"
+    engine.tag(image, f"{registry.host}/team/{tag}")
+    assert repro("images").stdout.count(tag) == 1
     shelf.lock.unlink()
-    rows = json.loads(repro("prune", "--json").stdout)["removed"]
-    assert image in {row["id"] for row in rows}
-    row = next(row for row in housekeeping.images(engine, None) if row.id == image)
-    housekeeping.prune(engine, housekeeping.Plan(removed=(row,), kept=()))
+    removals = json.loads(repro("prune", "--json").stdout)["removed"]
+    removal = next(each for each in removals if each["name"] == tag)
+    pruning.carry_out(engine, [msgspec.convert(removal, housekeeping.Removal)])
     assert engine.image(image) is None
 
 
