@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -116,6 +115,8 @@ def _check_without_network(spec: ImageSpec, packages: tuple[Package, ...]) -> No
 
 def _wheels(packages: tuple[Package, ...], cache: Path, say: Say, *, progress: bool) -> list[Path]:
     """The files of packages, from the cache that all projects share; several are fetched at once."""
+    from concurrent.futures import ThreadPoolExecutor
+
     wanted = [Wanted(path=each.file, sha256=each.sha256, held=cache / "wheels" / each.sha256) for each in packages]
     with cache_errors(cache), progress_bars(say, drawn=progress) as (line, bar):
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 import argparse
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from repro import lockfile, report
+from repro import report
 from repro.display import Display
 from repro.errors import BadInputError, ExitCode
 from repro.imaging import OVERRIDES, Add
 from repro.project import Project
 from repro.record import write_atomic
-from repro.spec import ImageSpec
+
+if TYPE_CHECKING:
+    from repro.lockfile import Lock
+    from repro.spec import ImageSpec
 
 
 def register(add: Add) -> None:
@@ -31,7 +35,8 @@ def register(add: Add) -> None:
 
 def lock(args: argparse.Namespace, display: Display) -> int:
     """Resolve what is not resolved yet, or is stale, or shall be upgraded."""
-    from repro import config
+    from repro import config, lockfile
+    from repro.spec import ImageSpec
 
     project = Project.find(Path.cwd())
     wanted, build = config.compose_image(project, args.overrides)
@@ -50,10 +55,8 @@ def lock(args: argparse.Namespace, display: Display) -> int:
     return _resolve(args, display, project, spec, before)
 
 
-def _resolve(
-    args: argparse.Namespace, display: Display, project: Project, spec: ImageSpec, before: lockfile.Lock
-) -> int:
-    from repro import assembly, floating, resolve
+def _resolve(args: argparse.Namespace, display: Display, project: Project, spec: ImageSpec, before: Lock) -> int:
+    from repro import assembly, floating, lockfile, resolve
     from repro.engine import connect
 
     known = before.resolved.get(spec.variant)
