@@ -8,10 +8,8 @@ import re
 import shutil
 import subprocess
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,7 +18,6 @@ from repro.engine import Engine, translated
 from repro.errors import BadInputError, EngineUnreachableError, EnvironmentUnfitError, ReproError
 from repro.experiment import SecretSource, Value
 
-CONTEXT_SECONDS = 60.0  # after so long a build has read the context that it sent
 OTHER_HOST = "another"  # name of the host that a varied build runs on
 STOP_SECONDS = 5.0
 OUTPUT_LINES = 15  # of the failing step, shown with the error; the log has all
@@ -119,40 +116,6 @@ def variations(engine: Engine) -> tuple[tuple[str, ...], tuple[str, ...]]:
     if int(facts.version.partition(".")[0] or 0) < BUILDKIT_NAMES_HOSTS:
         return (), (f"host name (BuildKit of engine {facts.version} has one for all builds)", cpus)
     return ("host name",), (cpus,)
-
-
-@contextlib.contextmanager
-def cache_left_alone(engine: Engine) -> Iterator[None]:
-    """BuildKit keeps what every step made: what it has more of at the end of the block than at its beginning, it loses.
-
-    What others build at the same time may go with it: they build it again when they need it again.
-    """
-    if name_for(engine) != "buildx":
-        yield
-        return
-    before = _cached(engine)
-    try:
-        yield
-    finally:
-        added = _cached(engine) - before
-        while added:
-            with translated("clearing the build cache"):
-                for record in added:
-                    engine.client.api.prune_builds(filters={"id": record}, all=True)
-            left = _cached(engine) - before  # a record goes after those that are built on it
-            added = left if len(left) < len(added) else set()
-
-
-def _cached(engine: Engine) -> set[str]:
-    """Ids of what BuildKit keeps. Fresh contexts are left out: a build that loses its own before it reads it fails."""
-    with translated("asking for the build cache"):
-        records = engine.client.api.df().get("BuildCache") or ()
-    limit = datetime.fromtimestamp(time.time() - CONTEXT_SECONDS, timezone.utc).isoformat()[:19]
-    return {
-        str(record["ID"])
-        for record in records
-        if "buildkit-session" not in record["Description"] or record["CreatedAt"][:19] < limit
-    }
 
 
 def _check_for_podman(engine: Engine, text: str, name: str) -> None:

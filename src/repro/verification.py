@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from itertools import groupby
 from pathlib import Path
 
-from repro import builder, image, report, sameness
+from repro import buildcache, builder, image, report, sameness
 from repro.assembly import FromHost
 from repro.display import Display, shorten
 from repro.engine import Engine
@@ -59,7 +59,7 @@ def verify(
         BadInputError: the Dockerfile or what it installs has to change.
         EnvironmentUnfitError: the base cannot be had, or the engine cannot build.
     """
-    with builder.cache_left_alone(engine), ExitStack() as images:
+    with buildcache.left_alone(engine), ExitStack() as images:
         host: FromHost | None = None
         found: list[ImageFacts] = []
         begun: list[float] = []
