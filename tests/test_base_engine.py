@@ -6,6 +6,8 @@ import hashlib
 import os
 import subprocess
 import sys
+import tarfile
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,6 +57,18 @@ def test_the_base_runs_python_and_trusts_what_this_machine_trusts(engine: Engine
     trusted = set(base.CERTIFICATE.findall(bundle))
     assert set(base.CERTIFICATE.findall(base.own_authorities())) <= trusted
     assert len(trusted) > 100
+
+
+def test_nothing_of_this_machine_is_in_the_base(engine: Engine, debian_base: str) -> None:
+    with tempfile.TemporaryFile() as saved:
+        saved.writelines(engine.save(debian_base))
+        saved.seek(0)
+        with tarfile.open(fileobj=saved) as archive:
+            layer = next(each for each in archive if each.size > 10 << 20)
+            with tarfile.open(fileobj=archive.extractfile(layer)) as files:
+                names = {each.name.removeprefix("./") for each in files}
+    assert {"etc/passwd", "usr/bin/python3"} <= names
+    assert not {"etc/hostname", "etc/resolv.conf"} & names
 
 
 def test_a_base_that_is_there_is_not_made_again(engine: Engine, debian_base: str) -> None:

@@ -35,6 +35,7 @@ from repro.project import cache_folder
 
 NAME = "repro-base"
 RECIPE_LABEL = "repro.recipe"  # full hash of the recipe
+WAY = 2  # of making a base: raised when the same recipe and the same packages give other bytes
 CA_LABEL = "repro.ca_bundle"  # sha256 of this machine's own authorities, where it has any: they are an input, too
 CA_BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
 CA_STOCK = Path("/usr/share/ca-certificates")
@@ -92,8 +93,8 @@ def identity(asked: str, base: ImageFacts) -> str:
 
 
 def digest_of(recipe: BaseRecipe) -> str:
-    """sha256 of a recipe."""
-    return hashlib.sha256(msgspec.json.encode(recipe, order="deterministic")).hexdigest()
+    """sha256 of a recipe and of how it is followed."""
+    return hashlib.sha256(msgspec.json.encode([WAY, recipe], order="deterministic")).hexdigest()
 
 
 def tag_of(recipe: BaseRecipe) -> str:
@@ -177,6 +178,9 @@ def _bootstrap(recipe: BaseRecipe, target: Path, authorities: Path | None, say: 
     if authorities:
         command.append(f"--customize-hook=copy-in {authorities} /usr/local/share/ca-certificates")
         command.append('--customize-hook=chroot "$1" update-ca-certificates')
+    command.append(
+        '--customize-hook=rm -f "$1/etc/hostname" "$1/etc/resolv.conf"'
+    )  # this machine's; engines mount theirs
     command += [recipe.suite, str(target), *mirrors(recipe.suite)]
     say(f"bootstrapping Debian {recipe.suite} with {', '.join(recipe.packages)}")
     environment = {**os.environ, "SOURCE_DATE_EPOCH": str(recipe.source_date_epoch)}
