@@ -46,7 +46,8 @@ def copy_image(client: Any, reference: str) -> str:
     import docker
 
     with contextlib.closing(docker.from_env()) as first, tempfile.TemporaryFile() as archive:
-        for block in first.images.get(reference).save(named=True):
+        image = first.images.get(reference)  # it may have other names, too, and goes with the one that is asked for
+        for block in image.save(named=reference if reference in image.tags else True):
             archive.write(block)
         archive.seek(0)
         return str(client.images.load(archive)[0].id)
