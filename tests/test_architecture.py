@@ -19,7 +19,7 @@ ROWS = (
     "causes sameness",
     "download answers imagefacts endpoint refusal repodigest engine registry dockerfile context builder buildcache",
     "base pylock spec assembly inputs image lockfile",
-    "oci distribution explain floating resolve probe inventory sbom ledger",
+    "oci distribution explain floating probe resolve inventory sbom ledger",
     "data",
     "plan terminal pump runner",
     "journal store view tracking publication publisher",

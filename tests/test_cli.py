@@ -98,3 +98,21 @@ def test_another_shell_is_told_what_there_is(project: Project, repro: Repro) -> 
     done = repro("run", "-sc", "install=fish")
     assert (done.returncode, done.stdout) == (2, "")
     assert "install=bash" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--verify", "--push"],
+        ["--verify", "--pull"],
+        ["--check", "--no-cache"],
+        ["--explain", "--pull-base"],
+        ["--if-changed", "--no-cache"],
+        ["--pull", "--no-cache"],
+        ["--check", "--push"],
+        ["--force"],
+    ],
+)
+def test_flags_that_contradict_each_other_are_refused(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["rebuild", *flags]) == 2
+    assert flags[0] in capsys.readouterr().err

@@ -21,7 +21,7 @@ from repro.record import Code, Host, ImageUsed, Planned, Record, RunFolder
 from repro.spec import ImageSpec
 
 ROW = Row(
-    tag="my-tf:0123456789abcdef",
+    tag="my-tf:0000000000000000",
     id="sha256:1",
     spec="0" * 64,
     size=1 << 30,
@@ -63,8 +63,16 @@ def test_an_image_that_something_needs_stays_and_says_why(kept: Row, lock: Lock,
     assert [(each.tag, each.why) for each in plan.kept] == [(ROW.tag, why)]
 
 
+@pytest.mark.parametrize("tag", ["mine:latest", "mine:0000"])
+def test_an_image_of_the_users_own_that_stands_on_one_of_ours_stays(tag: str) -> None:
+    """It has our labels: images inherit them."""
+    plan = plan_images([row(tag=tag)], Lock(), user=user_name(), force=True)
+    assert plan.removed == ()
+    assert "its name is not one of ours" in plan.kept[0].why
+
+
 def test_force_takes_what_runs_and_the_lock_need_but_never_what_a_container_uses() -> None:
-    needed, locked, busy = row(runs=("a", "b")), row(tag="my-tf:locked"), row(in_use=True, runs=("r",))
+    needed, locked, busy = row(runs=("a", "b")), row(tag="other:0000000000000000"), row(in_use=True, runs=("r",))
     plan = plan_images([needed, locked, busy, row(pinned=True)], LOCK, force=True, user=user_name())
     assert [each.name for each in plan.removed] == [needed.tag, locked.tag]
     assert [each.why[:11] for each in plan.kept] == ["a container", "it is pinne"]

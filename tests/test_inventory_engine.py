@@ -35,7 +35,7 @@ def tag(engine: Engine) -> Iterator[str]:
     name = f"{NAME}:{uuid.uuid4().hex[:12]}"
     yield name
     if image := engine.image(name):
-        assert engine.containers(f"{probe.LABEL}={image.id}") == []
+        assert not any(each.labels.get(probe.LABEL) == image.id for each in engine.all_containers())
         engine.remove_image(name)
 
 

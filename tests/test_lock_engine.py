@@ -118,6 +118,14 @@ def test_versions_stay_until_an_upgrade_is_asked_for(locker: Project, repro: Rep
     assert re.search(r"  iniconfig 2\.0\.0 -> 2\.[1-9]", ok(repro("lock", "--upgrade")))
 
 
+def test_an_override_behind_upgrade_is_no_package(locker: Project, repro: Repro) -> None:
+    (locker.docker / "requirements.txt").write_text("")
+    variant = (locker.conf / "image" / "tensorflow.yaml").read_text()
+    (locker.conf / "image" / "other.yaml").write_text(variant.replace("variant: tensorflow", "variant: other"))
+    assert "repro.lock  other  1 image" in ok(repro("lock", "--upgrade", "image=other"))
+    assert list(lockfile.read(locker.lock).resolved) == ["other"]
+
+
 def test_requirements_that_contradict_leave_the_lock_as_it_was(locker: Project, repro: Repro) -> None:
     ok(repro("lock"))
     before = {path.name: path.read_bytes() for path in locker.root.iterdir() if path.is_file()}

@@ -261,6 +261,22 @@ def test_the_id_of_an_image_without_a_registry_is_no_part_of_the_hash(root: Path
     assert one.expected != two.expected
 
 
+def test_a_pushed_image_on_a_base_that_was_locked_before_is_not_pulled_any_more(root: Path) -> None:
+    lock = resolution(root)
+    ours = msgspec.structs.replace(lock, images={**lock.images, "base:1": "sha256:" + "6" * 64})
+    before = wanted(root, registry="registry.example.com/team")
+    spec, _ = lockfile.applied(before, Lock(resolved={"v": ours}), root)
+    entry = msgspec.structs.replace(
+        ENTRY,
+        spec=spec.digest,
+        base_resolved="sha256:" + "6" * 64,
+        digest=f"registry.example.com/team/my-tf@{DIGEST[5:]}",
+    )
+    assert lockfile.pushed(Lock(images={"v": entry}), spec) is not None
+    other = msgspec.structs.replace(entry, base_resolved="sha256:" + "7" * 64)
+    assert lockfile.pushed(Lock(images={"v": other}), spec) is None
+
+
 def test_the_line_ends_of_a_checkout_do_not_make_a_lock_stale(root: Path) -> None:
     lock = Lock(resolved={"v": resolution(root)})
     before, _ = lockfile.applied(wanted(root), lock, root)

@@ -127,6 +127,19 @@ def test_a_base_goes_only_when_no_image_stands_on_it_that_stays(monkeypatch: pyt
     assert names(leftovers.base_images([IMAGE, BASE], {IMAGE.id}, {BASE.id})) == []
 
 
+def test_a_pinned_base_stays(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(base, "can_make", lambda: True)
+    monkeypatch.setenv("REPRO_CACHE", str(tmp_path))
+    pins.add(BASE)
+    assert leftovers.base_images([BASE], set(), set()) == []
+
+
+def test_a_container_that_looks_into_an_image_goes_when_nobody_waits_for_it(tmp_path: Path) -> None:
+    looks = msgspec.structs.replace(container(tmp_path, "running"), labels={"repro.probe": "sha256:1"}, created=0)
+    assert names(leftovers.containers([looks], user="me", now=NOW)) == [looks.name]
+    assert leftovers.containers([looks], user="me", now=30.0) == []
+
+
 def test_what_was_built_on_a_base_is_no_base_though_it_has_its_label(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(base, "can_make", lambda: True)
     foreign = msgspec.structs.replace(IMAGE, tags=("theirs:1",), labels=BASE.labels)

@@ -6,6 +6,7 @@ Nothing heavy is imported before a verb needs it: `repro rebuild --if-changed` a
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from datetime import datetime, timezone
@@ -30,6 +31,7 @@ def main(arguments: Sequence[str]) -> int:
 
         return run.main(arguments[1:])
     parsed = parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's stop is a Ctrl-C
     display = Display(verbose=getattr(parsed, "verbose", False))
     return guarded(display, lambda: parsed.verb(parsed, display))
 

@@ -8,7 +8,7 @@ _repro()
         found="run rebuild export-image import-image images pin prune shell runs show lock logs sync ui doctor init"
     else
         case ${COMP_WORDS[1]} in
-        run | rebuild | shell)
+        run | rebuild | lock | shell | export-image)
             found=$(COMP_LINE="repro ${line#* "${COMP_WORDS[1]}" }" COMP_POINT=0 "${COMP_WORDS[0]}" run -sc query=bash 2>/dev/null)
             ;;
         show | logs | sync | ui)

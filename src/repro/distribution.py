@@ -10,7 +10,7 @@ import msgspec
 from repro import registry
 from repro.engine import Engine
 from repro.errors import BadInputError, EnvironmentUnfitError, RefusedError, ReproError
-from repro.image import SPEC_LABEL, USER_LABEL, Image
+from repro.image import BASE_LABEL, SPEC_LABEL, USER_LABEL, Image
 from repro.imagefacts import ImageFacts
 from repro.spec import ImageSpec
 
@@ -131,7 +131,16 @@ def _taken(spec: ImageSpec, made: Image, engine: Engine, remote: str, say: Calla
             ],
         )
     engine.tag(theirs.id, spec.tag)  # where its id is another one, digest and id have to be of one image
-    return msgspec.structs.replace(made, id=theirs.id, digest=remote)
+    return msgspec.structs.replace(
+        made,
+        id=theirs.id,
+        digest=remote,
+        base_resolved=theirs.labels.get(BASE_LABEL, ""),
+        manifest=theirs.manifest,
+        config=theirs.config,
+        layers=theirs.layers,
+        content=theirs.content,
+    )
 
 
 def _content(image: ImageFacts) -> tuple[object, ...]:

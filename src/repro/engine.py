@@ -396,12 +396,6 @@ class Engine:
                 if error.response is None or error.response.status_code not in (404, 409):  # 409: being removed
                     raise
 
-    def containers(self, label: str) -> list[tuple[str, dict[str, str], bool]]:
-        """(id, labels, running) of the containers that carry a label, as `key` or `key=value`."""
-        with translated("listing containers"):
-            found = self.client.api.containers(all=True, filters={"label": label})
-        return [(each["Id"], each.get("Labels") or {}, each.get("State") == "running") for each in found]
-
     def all_containers(self) -> list[ContainerFacts]:
         """Every container, running or not, whoever made it."""
         with translated("listing containers"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import re
 from collections.abc import Collection, Iterator, Sequence
@@ -18,7 +19,7 @@ from repro.experiment import Value
 from repro.image import BASE_LABEL, SPEC_LABEL, USER_LABEL, own_tag
 from repro.lockfile import Lock
 from repro.project import cache_folder
-from repro.record import folders, write_atomic
+from repro.record import RunFolder, folders, write_atomic
 
 TIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.\d+)?(Z|[+-]\d\d:\d\d)?$")
 REMEMBERED = "runs"  # in the cache folder: a file for each folder with runs that any project has used
@@ -91,11 +92,8 @@ def images(engine: Engine, runs: Path | None, containers: Sequence[ContainerFact
     used: dict[str, set[str]] = {}  # a run may be reached in two ways
     places = dict.fromkeys([*([runs.absolute()] if runs else []), *_remembered()])
     for folder in (folder for place in places for folder in folders(place)):
-        try:
-            planned = folder.read().planned
-        except ReproError:  # a record of another version: it may need an image, but cannot say which
-            continue
-        used.setdefault(planned.image.id, set()).add(planned.run)
+        image, run = _needs(folder)
+        used.setdefault(image, set()).add(run)
     busy = {each.image for each in containers}
     pinned = pins.everything()
     rows = [
@@ -115,6 +113,17 @@ def images(engine: Engine, runs: Path | None, containers: Sequence[ContainerFact
         for found in engine.images(SPEC_LABEL)
     ]
     return tuple(sorted(rows, key=lambda row: row.created, reverse=True))
+
+
+def _needs(folder: RunFolder) -> tuple[str, str]:
+    """The id of the image that a run needs, "" when its record does not tell, and the run's own."""
+    try:
+        planned = folder.read().planned
+    except ReproError:  # a record of another version; this much of it stays the same
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+            return str(json.loads(folder.record.read_bytes())["planned"]["image"]["id"]), folder.path.name
+        return "", folder.path.name
+    return planned.image.id, planned.run
 
 
 def time_of(text: str) -> datetime:
@@ -147,11 +156,17 @@ def plan_images(
 
 
 def _needed(row: Row, building: Collection[str]) -> str:
+    if not (_unnamed(row) or TEMPORARY in row.tag or row.tag.endswith(f":{row.spec[:16]}")):
+        return "its name is not one of ours, perhaps it was built on one of ours: `docker rmi` removes it"
     if row.in_use:
         return "a container uses it"
     if TEMPORARY in row.tag and row.spec in building:
         return "its build goes on"
     return "it is pinned: `repro pin --remove` lets it go" if row.pinned else ""
+
+
+def _unnamed(row: Row) -> bool:
+    return row.tag.startswith("sha256:")
 
 
 def _wanted(row: Row, variant: str, user: str) -> str:

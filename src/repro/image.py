@@ -106,7 +106,7 @@ def ensure(
     built_now = pulled = False
     found = None if force else present(spec, engine.image)
     if found is None:
-        with _one_at_a_time(spec, say):
+        with one_at_a_time(spec, say):
             found = None if force else present(spec, engine.image)  # another process may have made it
             if found is None and spec.pushed and not force:
                 found, pulled = _pull(spec, engine, spec.pushed, say=say), True
@@ -123,7 +123,7 @@ def pull(spec: ImageSpec, engine: Engine, digest: str, *, say: Callable[[str], N
         EnvironmentUnfitError: it cannot be had, or is not an image of the spec.
     """
     begun = time.monotonic()
-    with _one_at_a_time(spec, say):
+    with one_at_a_time(spec, say):
         before = engine.image(spec.tag)
         found = _pull(spec, engine, digest, say=say)
     pulled = before is None or before.id != found.id
@@ -137,7 +137,8 @@ def look(spec: ImageSpec, engine: Engine) -> Image:
 
 
 @contextmanager
-def _one_at_a_time(spec: ImageSpec, say: Callable[[str], None]) -> Iterator[None]:
+def one_at_a_time(spec: ImageSpec, say: Callable[[str], None]) -> Iterator[None]:
+    """No other process builds the image of the spec meanwhile, and none takes it for left over."""
     import filelock
 
     folder = cache_folder() / "locks"
@@ -227,6 +228,8 @@ def _request(spec: ImageSpec, engine: Engine, host: FromHost, how: How, say: Cal
     builder.check(engine, spec.dockerfile_text, spec.dockerfile)
     substitutes = _as_locked(spec, engine, say)
     pinned = substitutes.get(spec.base_reference) or spec.pins.get(spec.base_reference)
+    if pinned and how.pull_base:
+        say("repro.lock pins the base, so nobody is asked for a newer one: `repro lock --upgrade` does")
     recipe = None if pinned else spec.bootstrap
     reference, base = bases.resolve(pinned or spec.base, recipe, engine, say=say, pull=how.pull_base and not pinned)
     if spec.bootstrap and not _same_platform(base, spec):

@@ -127,8 +127,12 @@ def _refuse_contradictions(args: argparse.Namespace) -> None:
     builds = [flag for flag in ("--no-cache", "--pull-base", "--no-pull") if getattr(args, flag[2:].replace("-", "_"))]
     if args.pull and builds:
         raise BadInputError(f"--pull takes the image from the registry, {builds[0]} builds it: choose one")
-    if (args.check or args.explain) and (args.pull or args.push):
-        raise BadInputError("--check and --explain only answer: they neither pull nor push")
+    if (args.check or args.explain) and (args.pull or args.push or builds):
+        raise BadInputError("--check and --explain only answer: they neither pull nor push nor build")
+    if args.verify and (args.pull or args.push or args.no_pull):
+        raise BadInputError("--verify keeps no image: it neither pulls nor pushes")
+    if args.if_changed and (args.no_cache or args.pull_base):
+        raise BadInputError("--if-changed leaves an image that is there as it is; --no-cache and --pull-base do not")
     if args.force and not (args.pull or args.push):
         raise BadInputError("--force goes with --push or --pull", hints=["to build anew: --no-cache"])
 
@@ -159,10 +163,16 @@ def _made(
         step.detail = f"{made.tag} {made.origin}"
     if contents.drift and contents.drift.new:
         display.notice(f"drift: {contents.drift.text}")
-    elif before.id not in ("", made.id):
-        same = "with the same content" if before.content == made.content else "with other content"
-        display.notice(f"{made.tag} was {before.id} and is {made.id} now, {same}; runs of the first one keep its id")
+    if not (contents.drift and contents.drift.new and before.id in contents.drift.text):
+        _tell_of_another(display, made.tag, before, made)
     return made
+
+
+def _tell_of_another(display: Display, tag: str, before: Image | ImageFacts | None, now: Image | ImageFacts) -> None:
+    """No tag leads to another image in silence."""
+    if before is not None and before.id not in ("", now.id):
+        same = "with the same content" if before.content == now.content else "with other content"
+        display.notice(f"{tag} was {before.id} and is {now.id} now, {same}; runs of the first one keep its id")
 
 
 def export_image(args: argparse.Namespace, display: Display) -> int:
@@ -179,7 +189,7 @@ def export_image(args: argparse.Namespace, display: Display) -> int:
         if args.image is None:
             spec, _stale = lockfile.read_spec(project, wanted, build)
             found, tag = image.present(spec, engine.image), spec.tag
-        elif found and (label := found.labels.get(image.SPEC_LABEL)):
+        elif found and not found.tags and (label := found.labels.get(image.SPEC_LABEL)):
             tag = f"{wanted.name}:{label[:16]}"
     if found is None:
         if args.image:
@@ -202,8 +212,9 @@ def import_image(args: argparse.Namespace, display: Display) -> int:
     from repro.engine import connect
 
     with display.step("import") as step:
-        loaded, tag = oci.load(connect(), Path(args.file), step.say)
+        loaded, tag, before = oci.load(connect(), Path(args.file), step.say)
         step.detail = tag
+    _tell_of_another(display, tag, before, loaded)
     answer = {"tag": tag, "id": loaded.id}
     print(report.as_json(answer) if args.json else f"{tag}  {report.short(loaded.id)}")
     return ExitCode.OK

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from repro import base as bases
+from repro import pins, probe
 from repro.answers import ContainerFacts
 from repro.engine import Engine
 from repro.errors import ReproError
@@ -32,6 +33,9 @@ def containers(found: Iterable[ContainerFacts], *, user: str, now: float) -> lis
     """Our containers that no run needs any more: never a running one, and nobody else's."""
     removals = []
     for each in found:
+        if probe.LABEL in each.labels and now - each.created > STARTING:  # of a process that was killed
+            why = "it looked into an image, and nobody waits for it"
+            removals.append(Removal(kind="container", name=each.name, id=each.id, size=0, loses=why))
         if not each.labels.keys() >= {RUN_LABEL, "repro.folder"} or each.labels.get(USER_LABEL, user) != user:
             continue
         if why := _over(each, now):
@@ -87,18 +91,21 @@ def _held(lock: Path) -> bool:
     return False
 
 
-def base_images(images: Sequence[ImageFacts], going: Collection[str], busy: Collection[str]) -> list[Removal]:
+def base_images(images: Sequence[ImageFacts], going: Collection[str], needed: Collection[str]) -> list[Removal]:
     """The bases that were made here and that no image stands on which stays.
 
-    `going` are the ids of images that do not, `busy` those that containers use. Only where this user can make a base
-    again: elsewhere it would be a loss.
+    `going` are the ids of images that do not, `needed` those that containers use or repro.lock names. Only where this
+    user can make a base again: elsewhere it would be a loss.
     """
     if not bases.can_make() or any_building():
         return []
+    pinned = pins.everything()
     standing = [image for image in images if image.id not in going]
     removals = []
     for image in filter(bases.is_base, images):
-        if image.id in busy or any(_stands_on(other, image) for other in standing if other.id != image.id):
+        if image.id in needed or pins.content(image) in pinned:
+            continue
+        if any(_stands_on(other, image) for other in standing if other.id != image.id):
             continue
         ours = [tag for tag in image.tags if tag.startswith((f"{bases.NAME}:", PIN_TAG))]
         for tag in ours if image.tags else [image.id]:

@@ -164,6 +164,9 @@ def pushed(lock: Lock, spec: ImageSpec) -> str | None:
     locked = lock.images.get(spec.variant)
     if spec.repository is None or locked is None or locked.spec != spec.digest or locked.digest is None:
         return None
+    wanted = spec.expected.get(spec.base_reference)
+    if wanted is not None and locked.base_resolved != wanted:  # it stands on a base that was locked before
+        return None
     return f"{spec.repository}@{_manifest(locked.digest)}"
 
 

@@ -39,7 +39,11 @@ def lock(args: argparse.Namespace, display: Display) -> int:
     from repro.spec import ImageSpec
 
     project = Project.find(Path.cwd())
-    wanted, build = config.compose_image(project, args.overrides)
+    overrides = [
+        each for each in args.upgrade or () if "=" in each
+    ]  # `--upgrade image=debian`: no package is called so
+    args.upgrade = args.upgrade and ["" if each in overrides else each for each in args.upgrade]
+    wanted, build = config.compose_image(project, [*args.overrides, *overrides])
     spec = ImageSpec.read(wanted, project.root, build)
     before = lockfile.read(project.lock)
     known = before.resolved.get(spec.variant)

@@ -214,8 +214,10 @@ def _sha256(content: bytes) -> str:
 # reading --------------------------------------------------------------------------------------------------------
 
 
-def load(engine: Engine, path: Path, say: Say) -> tuple[ImageFacts, str]:
-    """Check a file that `write` wrote, and load it; the image, and its tag. Nothing is loaded of a damaged file.
+def load(engine: Engine, path: Path, say: Say) -> tuple[ImageFacts, str, ImageFacts | None]:
+    """Check a file that `write` wrote, and load it; the image, its tag, and what had that tag before.
+
+    Nothing is loaded of a damaged file.
 
     Raises:
         BadInputError: the file cannot be read, or a byte of it is not as it was written.
@@ -226,6 +228,7 @@ def load(engine: Engine, path: Path, say: Say) -> tuple[ImageFacts, str]:
             content = check(file, path, say)
             file.seek(0)
             say(f"loading {content.tag}")
+            before = engine.image(content.tag)
             engine.load(_Progress("loaded", path.stat().st_size, say).through(file))
     except OSError as error:
         raise BadInputError(f"{path} cannot be read", evidence=[str(error)]) from error
@@ -235,7 +238,7 @@ def load(engine: Engine, path: Path, say: Say) -> tuple[ImageFacts, str]:
             f"the engine holds something else as {content.tag} than the file does",
             evidence=[f"label {SPEC_LABEL}: {loaded.labels.get(SPEC_LABEL, 'none')}" if loaded else "no such image"],
         )
-    return loaded, content.tag
+    return loaded, content.tag, before
 
 
 def check(file: IO[bytes], path: Path, say: Say) -> Content:

@@ -9,7 +9,7 @@ import msgspec
 
 from repro.errors import BadInputError, EnvironmentUnfitError
 from repro.experiment import Value
-from repro.image import SPEC_LABEL
+from repro.image import SPEC_LABEL, own_tag
 from repro.imagefacts import ImageFacts
 from repro.project import cache_folder
 from repro.record import write_atomic
@@ -33,7 +33,7 @@ def add(image: ImageFacts) -> Pin:
     Raises:
         EnvironmentUnfitError: the cache folder cannot be written.
     """
-    pin = Pin(tag=image.tags[0] if image.tags else image.id, id=image.id)
+    pin = Pin(tag=own_tag(image) or next(iter(image.tags), image.id), id=image.id)
     try:
         _folder().mkdir(parents=True, exist_ok=True)
         write_atomic(_folder() / content(image), msgspec.json.encode(pin))

@@ -38,7 +38,8 @@ def plan(engine: Engine, project: Project, lock: Lock, *, user: str, force: bool
     images = housekeeping.plan_images(rows, lock, user=user, force=force, building=leftovers.building(rows, now=now))
     tags = {each.id for each in images.removed}
     going = {row.id for row in rows if row.tag in tags} - {each.image for each in staying}
-    bases = leftovers.base_images(engine.images(), going, {each.image for each in staying})
+    locked = {pin for resolved in lock.resolved.values() for pin in resolved.images.values()}
+    bases = leftovers.base_images(engine.images(), going, {*(each.image for each in staying), *locked})
     files = leftovers.files(project, engine, staying, now=now)
     return Plan(removed=(*containers, *images.removed, *bases, *files), kept=images.kept)
 
@@ -62,8 +63,8 @@ def weigh(engine: Engine, removals: Sequence[Removal]) -> Freed:
 
 
 def _goes(name: str, going: set[str]) -> bool:
-    """Whether a name of an image is removed: with its tag go the others that `repro` gave it, for a registry."""
-    return name in going or name.rpartition(":")[2] in {each.rpartition(":")[2] for each in going}
+    """Whether a name of an image is removed: with its tag goes the one that `repro` gave it for a registry."""
+    return name in going or name.rpartition("/")[2] in {each.rpartition("/")[2] for each in going}
 
 
 def _layers(image: ImageFacts) -> list[Layer]:

@@ -169,7 +169,6 @@ class RunFolder:
         self.packages = self.inputs / PACKAGES
         self.logs = path / "logs"
         self.output_log = self.logs / "output.log"  # the container's stdout and stderr
-        self.build_log = self.logs / "build.log"
         self.journal = path / "journal"
         self.diff = path / "uncommitted.diff.txt"
         self.tracking = path / "tracking.json"  # where MLflow has got to; written by `tracking` alone

@@ -21,21 +21,19 @@ from pathlib import Path
 import msgspec
 
 from repro import base as bases
-from repro import lockfile, pylock, registry, repodigest
+from repro import lockfile, probe, pylock, registry, repodigest
 from repro.download import Say
-from repro.engine import ContainerSpec, Engine
+from repro.engine import Engine
 from repro.errors import BadInputError, EnvironmentUnfitError
 from repro.experiment import Value
 from repro.lockfile import Resolved
 from repro.pylock import Package, Target
-from repro.refusal import CommandNotFoundError
 from repro.spec import ImageSpec
 
 PROBE = (
     "import json,platform,sys;"
     "print(json.dumps([platform.python_version(),' '.join(platform.libc_ver()),sys.implementation.name]))"
 )
-PROBE_SECONDS = 60.0
 UNREACHABLE = re.compile(
     r"error sending request|dns error|Connection refused|timed out|client error|Failed to fetch|TLS|certificate",
     re.IGNORECASE,
@@ -128,34 +126,11 @@ def _target(spec: ImageSpec, engine: Engine, images: dict[str, str], wish: Wish,
 
 def _python(engine: Engine, image: str) -> tuple[str | None, str | None]:
     """Version of an image's Python and its C library, None for what is not there."""
-    name = f"repro-python-{secrets.token_hex(6)}"
-    spec = ContainerSpec(
-        image=image,
-        name=name,
-        command=("python3", "-c", PROBE),
-        env={},
-        labels={},
-        user="",
-        workdir="/",
-        mounts=(),
-        tmpfs={},
-        network="none",
-        gpus=(),
-        cpus=None,
-        memory=None,
-        shm=64 << 20,
-        pids=256,
-    )
-    container = engine.create(spec)
+    answer = probe.said(engine, image, ("python3", "-c", PROBE))
     try:
-        engine.start(container)
-        engine.wait(container, timeout=PROBE_SECONDS)
-        lines = b"".join(engine.output(container, follow=False)).decode(errors="replace").splitlines()
-        version, libc, implementation = json.loads(lines[-1])
-    except (CommandNotFoundError, IndexError, ValueError):
+        version, libc, implementation = json.loads((answer or (0, b""))[1].decode().splitlines()[-1])
+    except (IndexError, ValueError):
         return None, None
-    finally:
-        engine.remove(container)
     # Python knows the version of glibc alone; where it says nothing, it is musl
     return (version if implementation == "cpython" else None), libc if libc.startswith("glibc") else "musl 1.2"
 

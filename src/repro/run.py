@@ -137,13 +137,20 @@ def shell(overrides: Sequence[str], command: str, display: Display) -> int:
     composed = config.Composed(
         experiment=config.compose(project, overrides), overrides=tuple(overrides), folder=None, sweep=None
     )
+    try:
+        return _conversation(session, composed, command, display)
+    finally:
+        session.close()
+
+
+def _conversation(session: Session, composed: config.Composed, command: str, display: Display) -> int:
     plan = session.plan(composed, name_suffix="-shell")
     # bash where the image has it: the plan's command is what the experiment would run
     start = tuple(shlex.split(command)) or ("sh", "-c", "command -v bash >/dev/null && exec bash || exec sh")
     display.line(
         f"in {plan.container.image[:19]} as {plan.container.user}; the experiment: {shlex.join(plan.container.command)}"
     )
-    code = runner.converse(plan, session.engine, start, display.notice)
+    code = runner.converse(plan, session.engine, start, display.notice, session.let_prune)
     print(f"outputs  {RunFolder(Path(plan.folder)).outputs}")
     return code
 
@@ -327,13 +334,13 @@ class Session:
                     say=self.display.notice,
                 )
             finally:
-                self._starting.close()
+                self.let_prune()
                 self._link(plan.planned.run, folder)
             step.detail = report.outcome(record)
         return record, folder
 
     def _started(self, folder: RunFolder, record: Record) -> None:
-        self._starting.close()  # the container holds them from now on
+        self.let_prune()
         self._link(record.planned.run, folder)
         here = folder.path.is_relative_to(self.project.root)
         if here and not folder.path.is_relative_to(self.project.runs):  # the user chose it, perhaps where git looks
@@ -380,9 +387,13 @@ class Session:
             return "on its way, in the background; `repro ui` shows it in a few seconds"
         return tracking_status(folder)
 
+    def let_prune(self) -> None:
+        """What a run has found may be pruned: its container holds it from now on."""
+        self._starting.close()
+
     def close(self) -> None:
         """Let go of what the session holds; the follower finishes by itself."""
-        self._starting.close()
+        self.let_prune()
         if self._follower:
             self._follower.close()
 

@@ -162,8 +162,12 @@ def _record_failure(record: Record, folder: RunFolder, error: BaseException) -> 
         folder.write(msgspec.structs.replace(record, ended=ended))
 
 
-def converse(plan: Plan, engine: Engine, command: tuple[str, ...], say: Callable[[str], None]) -> int:
+def converse(
+    plan: Plan, engine: Engine, command: tuple[str, ...], say: Callable[[str], None], started: Callable[[], None]
+) -> int:
     """The plan's container with another command and the user's terminal; the exit code. The outputs stay.
+
+    `started` is called when the container runs.
 
     Raises:
         EnvironmentUnfitError: the container could not be started; nothing is left.
@@ -183,6 +187,7 @@ def converse(plan: Plan, engine: Engine, command: tuple[str, ...], say: Callable
         except BaseException:
             _undo(plan, engine, folder)
             raise
+        started()
         for notice in notices:
             say(notice)
         try:

@@ -59,7 +59,7 @@ def verify(
         BadInputError: the Dockerfile or what it installs has to change.
         EnvironmentUnfitError: the base cannot be had, or the engine cannot build.
     """
-    with buildcache.left_alone(engine), ExitStack() as images:
+    with buildcache.left_alone(engine), image.one_at_a_time(spec, display.notice), ExitStack() as images:
         host: FromHost | None = None
         found: list[ImageFacts] = []
         begun: list[float] = []
