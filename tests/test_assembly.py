@@ -101,6 +101,12 @@ def test_pins_are_written_into_the_dockerfile_and_the_base_stays_an_argument(roo
     assert text(assembly.files(spec(root), {}), "docker/Dockerfile") == DOCKERFILE
 
 
+def test_a_base_that_the_dockerfile_spells_out_is_pinned_there(root: Path) -> None:
+    (root / "docker" / "Dockerfile").write_text("FROM tf:1\nCOPY --from=tf:1 /a /b\n")
+    found = replace(spec(root), pins={"tf:1": "tf@sha256:1"})
+    assert text(assembly.files(found, {}), "docker/Dockerfile") == "FROM tf@sha256:1\nCOPY --from=tf@sha256:1 /a /b\n"
+
+
 def test_the_locked_packages_take_the_place_of_the_requirements(root: Path) -> None:
     found = locked(spec(root), "https://example.com", ("a-1-py3-none-any.whl", b"a"), ("b-1-py3-none-any.whl", b"b"))
     assert text(assembly.files(found, {}), "docker/requirements.txt").splitlines()[1:] == [
@@ -230,6 +236,19 @@ def test_secrets_come_from_the_environment_or_a_file(root: Path, monkeypatch: py
 def test_a_secret_that_is_not_there_is_said_before_the_build(root: Path, source: SecretSource, said: str) -> None:
     with pytest.raises(BadInputError, match=said):
         gathered(spec(root), root, BuildConfig(secrets={"token": source}))
+
+
+@pytest.mark.parametrize(
+    ("secret", "printed"),
+    [
+        ("machine example.com login bob password hunter2-word", "curl -u bob:hunter2-word x"),
+        ("KEY=hunter2-word", "key hunter2-word"),
+        ('{"auths": {"x": {"auth": "hunter2-word"}}}', "auth hunter2-word"),
+    ],
+)
+def test_a_part_of_a_secret_file_is_masked_too(root: Path, secret: str, printed: str) -> None:
+    (root / "secret").write_text(secret)
+    assert "hunter2" not in assembly.mask({"s": SecretSource(file=str(root / "secret"))})(printed)
 
 
 def test_without_secrets_lines_stay_as_they_are() -> None:

@@ -193,6 +193,33 @@ def test_a_pin_goes_where_the_reference_stands_and_not_into_a_name_that_begins_l
     )
 
 
+def test_a_pin_leaves_other_words_of_the_instruction_alone() -> None:
+    text = (
+        "FROM a\nCOPY --chown=node --from=node /a /b\nRUN --mount=type=cache,id=tools,from=tools,target=/node tools\n"
+        'COPY --from="node" /c /d\n'
+    )
+    pinned = dockerfile.pinned(text, dockerfile.references(text, {}), {"node": "P", "tools": "Q"})
+    assert "--chown=node --from=P /a" in pinned
+    assert "id=tools,from=Q,target=/node tools" in pinned
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("apk --no-cache add git", "apk add"),
+        ("dnf -y install git", "dnf install"),
+        ("apt-get update && \\\n  apt-get install -y git", "apt-get install"),
+        ("pip install numpy", "pip install"),
+        ("pip install -r /tmp/r.txt", None),
+        ("pip install --no-deps ./x", None),
+        ("pip install --no-index x", None),
+        ("echo pip installed", None),
+    ],
+)
+def test_commands_that_fetch_are_known_with_their_options(command: str, told: str | None) -> None:
+    assert dockerfile.network_commands(f"FROM a\nRUN {command}\n") == ((told,) if told else ())
+
+
 def test_what_the_network_gives_is_told() -> None:
     assert dockerfile.network_commands(OUTSIDE) == ("apt-get install", "curl")
     assert dockerfile.network_commands("FROM a\nRUN --network=none curl x\nRUN echo curly\n") == ()

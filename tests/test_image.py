@@ -465,6 +465,7 @@ STAGES = "ARG BASE_IMAGE\nFROM ${BASE_IMAGE} AS made\n%s\nFROM ${BASE_IMAGE} AS 
         ("RUN true", "COPY tools from-hos[t] /x/", True),
         ("RUN true", "ADD ./from-host/wheels/ /x/", True),
         ("COPY from-host /tmp/x", "COPY . /x", True),
+        ("RUN --mount=type=bind,source=.,target=/x true\nCOPY from-host /y", "RUN true", False),
         ("RUN true", "COPY . /x", False),  # nothing asks for the folder, so it is not there
     ],
 )
@@ -476,6 +477,33 @@ def test_what_the_host_gives_cannot_stay_in_the_image(root: Path, first: str, la
     with pytest.raises(BadInputError, match="no part of its identity") as caught:
         spec(root, context=(".",))
     assert f"docker/Dockerfile:5: {last}" in caught.value.evidence
+
+
+def test_a_stage_that_stands_on_one_with_files_of_the_host_keeps_them_too(root: Path) -> None:
+    lines = "ARG BASE_IMAGE\nFROM ${BASE_IMAGE} AS Made\nCOPY from-host /x\nFROM made\nRUN true\n"
+    (root / "docker" / "Dockerfile").write_text(lines)
+    with pytest.raises(BadInputError, match="no part of its identity") as caught:
+        spec(root, target=None)
+    assert caught.value.evidence == ("docker/Dockerfile:3: COPY from-host /x",) or caught.value.evidence == [
+        "docker/Dockerfile:3: COPY from-host /x"
+    ]
+
+
+def test_what_takes_everything_in_an_earlier_stage_takes_the_files_of_the_host_too(root: Path) -> None:
+    (root / "docker" / "Dockerfile").write_text(
+        STAGES % ("COPY from-host/pip.conf /y/\nCOPY . /src", "COPY --from=made /src /s")
+    )
+    with pytest.raises(BadInputError, match="no part of its identity"):
+        spec(root, context=(".",))
+
+
+def test_what_the_lock_writes_does_not_change_an_image_that_holds_the_whole_project(root: Path) -> None:
+    (root / "docker" / "Dockerfile").write_text(STAGES % ("RUN true", "COPY . /x"))
+    before = spec(root, context=(".",)).digest
+    (root / "repro.lock").write_text("x")
+    (root / "pylock.tensorflow.toml").write_text("x")
+    assert spec(root, context=(".",)).digest == before
+    assert spec(root, context=(".", "repro.lock")).digest != before
 
 
 def test_the_folder_of_the_host_is_not_the_users(root: Path) -> None:

@@ -118,6 +118,15 @@ def test_versions_stay_until_an_upgrade_is_asked_for(locker: Project, repro: Rep
     assert re.search(r"  iniconfig 2\.0\.0 -> 2\.[1-9]", ok(repro("lock", "--upgrade")))
 
 
+def test_a_password_in_a_requirement_does_not_get_into_the_lock(locker: Project, repro: Repro, wheel: str) -> None:
+    named = wheel.replace("://", "://bob:${WORD}@")
+    (locker.docker / "requirements.txt").write_text(f"inspected @ {named}\n")
+    refused = repro("lock", WORD="hunter2")
+    assert (refused.returncode, "would hold a password" in refused.stderr) == (2, True)
+    assert "hunter2" not in refused.stderr
+    assert not list(locker.root.glob("pylock.*"))
+
+
 def test_an_override_behind_upgrade_is_no_package(locker: Project, repro: Repro) -> None:
     (locker.docker / "requirements.txt").write_text("")
     variant = (locker.conf / "image" / "tensorflow.yaml").read_text()
@@ -254,9 +263,8 @@ def test_a_failing_step_does_not_tell_its_secret(locker: Project, repro: Repro, 
     assert not any(b"hunter2" in log.read_bytes() for log in logs)
 
 
-@pytest.fixture
-def tls_index(tmp_path: Path) -> Iterator[tuple[str, Path]]:
-    """The address of a package index that only its own authority vouches for, and the file with that authority."""
+def _index(tmp_path: Path) -> Path:
+    """A folder that is a package index with one small package."""
     folder = tmp_path / "index"
     (folder / "inspected").mkdir(parents=True)
     name = "inspected-1.0-py3-none-any.whl"
@@ -268,6 +276,24 @@ def tls_index(tmp_path: Path) -> Iterator[tuple[str, Path]]:
         )
         wheel.writestr("inspected-1.0.dist-info/RECORD", "")
     (folder / "inspected" / "index.html").write_text(f'<a href="{name}">{name}</a>')
+    return folder
+
+
+@pytest.fixture
+def wheel(tmp_path: Path) -> Iterator[str]:
+    """The address of a wheel."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(_index(tmp_path)))) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/inspected/inspected-1.0-py3-none-any.whl"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def tls_index(tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    """The address of a package index that only its own authority vouches for, and the file with that authority."""
+    folder = _index(tmp_path)
     authority, key = tmp_path / "authority.pem", tmp_path / "key.pem"
     make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1"]
     make += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(authority)]

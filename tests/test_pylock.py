@@ -98,12 +98,27 @@ def test_a_file_of_the_project_is_named_as_the_requirements_name_it() -> None:
     assert lines[-1] == f"./docker/wheels/a-1-py3-none-any.whl --hash=sha256:{ONE}"
 
 
+def test_files_of_the_project_whose_names_end_alike_are_kept_apart() -> None:
+    files = [("foo", "foo-1-py3-none-any.whl", ONE), ("my-foo", "my_foo-1-py3-none-any.whl", TWO)]
+    found = tuple(
+        pylock.Package(name=name, version="1", file=file, url=None, path=f"w/{file}", sha256=sha256, size=1, wheel=True)
+        for name, file, sha256 in files
+    )
+    lines = pylock.requirements(found, "./w/my_foo-1-py3-none-any.whl\n./w/foo-1-py3-none-any.whl\n", "x").splitlines()
+    assert lines[1:] == [
+        f"./w/foo-1-py3-none-any.whl --hash=sha256:{ONE}",
+        f"./w/my_foo-1-py3-none-any.whl --hash=sha256:{TWO}",
+    ]
+
+
 def test_a_file_that_the_requirements_name_by_url_is_taken_from_there() -> None:
     url = "https://example.com/a-1-py3-none-any.whl"
     (found,) = pylock.packages(
         only(f'version = "1"\narchive = {{ url = "{url}", hashes = {{ sha256 = "{ONE}" }} }}'), TARGET, "x"
     )
     assert pylock.requirements((found,), f"a @ {url}\n", "x").splitlines()[-1] == f"a @ {url} --hash=sha256:{ONE}"
+    offline = pylock.requirements((found,), f"a @ {url}\n", "x", wheels_given=True)
+    assert offline.splitlines()[-1] == f"a==1 --hash=sha256:{ONE}"
 
 
 @pytest.mark.parametrize(

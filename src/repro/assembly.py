@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -19,6 +20,9 @@ from repro.spec import ImageSpec
 
 AT_ONCE = 6  # downloads
 LARGE = 10_000_000  # bytes of a wheel: from here on, a stage of its own keeps it while smaller ones change
+INDEXES = ("UV_DEFAULT_INDEX", "UV_INDEX", "UV_INDEX_URL", "UV_EXTRA_INDEX_URL", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL")
+PART = re.compile(r"""password\s+(\S{4,})|=\s*["']?([^\s"']{8,})|"([^\s"]{8,})\"""")  # of a .netrc, an .env, a JSON
+USER = re.compile(r"://([^/\s@]+)@([^/\s]+)")
 README = b"What the host gives to this build; no part of the image. See docs/images.md of repro.\n"
 PLACE = "/tmp/from-host"  # noqa: S108 - where a Dockerfile puts the folder, for pip.conf to be right
 
@@ -44,10 +48,12 @@ def files(spec: ImageSpec, substitutes: Mapping[str, str]) -> tuple[ContextFile,
         substitutes: image reference -> what to write in its place, beside the pins of the spec.
     """
     pins = {**spec.pins, **substitutes}
-    pins.pop(spec.base_reference, None)  # it comes as the argument BASE_IMAGE
-    new = {spec.dockerfile: dockerfile.pinned(spec.dockerfile_text, spec.references(), pins)}
+    found = [each for each in spec.references() if "BASE_IMAGE" not in each.written]  # which comes as an argument
+    new = {spec.dockerfile: dockerfile.pinned(spec.dockerfile_text, found, pins)}
     if spec.packages is not None and spec.requirements is not None:
-        new[spec.requirements] = pylock.requirements(locked(spec), _written(spec), spec.packages.name)
+        new[spec.requirements] = pylock.requirements(
+            locked(spec), _written(spec), spec.packages.name, wheels_given=spec.uses_host
+        )
     return tuple(replace(file, content=new[file.path].encode()) if file.path in new else file for file in spec.files)
 
 
@@ -81,15 +87,16 @@ def gather(spec: ImageSpec, build: BuildConfig, root: Path, cache: Path, say: Sa
     if build.ca_bundle is not None:
         given["ca-bundle.pem"] = _ca_bundle(build.ca_bundle, root)
         settings.append(f"cert = {PLACE}/ca-bundle.pem")
+    everything = locked(spec)
+    _check_without_network(spec, everything)
     if spec.uses_host:
-        packages = tuple(package for package in locked(spec) if package.url is not None)
-        _check_without_network(spec, packages)
-        for package, held in zip(packages, _wheels(packages, cache, say, progress=progress), strict=True):
+        packages = tuple(package for package in everything if package.url is not None)
+        for package, held in zip(packages, _wheels(packages, _users(spec), cache, say, progress=progress), strict=True):
             folder = "large" if package.wheel and (package.size or 0) >= LARGE else "wheels"
             given[f"{folder}/{package.file}"] = held
         if packages:
             settings.append(f"find-links =\n    {PLACE}/wheels\n    {PLACE}/large")
-            if all(package.wheel for package in packages):  # what is built from source needs its tools from an index
+            if all(package.wheel for package in everything):  # what is built from source needs its tools from an index
                 settings.append("no-index = true")
         if spec.packages is not None:
             given["pylock.toml"] = spec.packages.content
@@ -113,31 +120,59 @@ def _check_without_network(spec: ImageSpec, packages: tuple[Package, ...]) -> No
         )
 
 
-def _wheels(packages: tuple[Package, ...], cache: Path, say: Say, *, progress: bool) -> list[Path]:
+def _wheels(
+    packages: tuple[Package, ...], users: Mapping[str, str], cache: Path, say: Say, *, progress: bool
+) -> list[Path]:
     """The files of packages, from the cache that all projects share; several are fetched at once."""
     from concurrent.futures import ThreadPoolExecutor
 
     wanted = [Wanted(path=each.file, sha256=each.sha256, held=cache / "wheels" / each.sha256) for each in packages]
-    with cache_errors(cache), progress_bars(say, drawn=progress) as (line, bar):
+    stopped = threading.Event()
+    with cache_errors(cache), progress_bars(say, drawn=progress, stopped=stopped) as (line, bar):
 
         def fetched(number: int) -> list[str]:
-            return obtain(wanted[number], (str(packages[number].url),), line, bar, SILENT_SECONDS)
+            if stopped.is_set():
+                return []
+            place = (_with_user(str(packages[number].url), users),)
+            return obtain(wanted[number], place, line, bar, SILENT_SECONDS)
 
         missing = [number for number, each in enumerate(wanted) if not each.here()]
         if missing:
             say(f"fetching {len(missing)} of {len(wanted)} packages")
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            for number, refusals in zip(missing, pool.map(fetched, missing), strict=True):
-                if refusals:
-                    raise _unobtainable(packages[number], refusals)
+            try:
+                refused = next(
+                    ((n, why) for n, why in zip(missing, pool.map(fetched, missing), strict=True) if why), None
+                )
+            finally:
+                stopped.set()  # else the pool would wait for what nobody wants any more
+    if refused is not None:
+        raise _unobtainable(packages[refused[0]], refused[1])
     return [each.held for each in wanted]
+
+
+def _users(spec: ImageSpec) -> dict[str, str]:
+    """host -> user:password, of the indexes that the environment and the requirements name: a lock has neither."""
+    texts = [os.environ.get(name, "") for name in INDEXES]
+    texts += [line for line in _written(spec).splitlines() if "index-url" in line or line.strip().startswith("-i")]
+    return {host: user for text in texts for user, host in USER.findall(text)}
+
+
+def _with_user(url: str, users: Mapping[str, str]) -> str:
+    scheme, _, rest = url.partition("://")
+    user = users.get(rest.partition("/")[0])
+    return f"{scheme}://{user}@{rest}" if user else url
 
 
 def _unobtainable(package: Package, refusals: list[str]) -> EnvironmentUnfitError:
     return EnvironmentUnfitError(
         f"package {package.name} {package.version} cannot be had",
         evidence=[*refusals, f"wanted: {package.file}, sha256 {package.sha256}"],
-        hints=["is the network up? `repro doctor` looks", "if it is gone for good: `repro lock --upgrade`"],
+        hints=[
+            "an index that wants a password: UV_DEFAULT_INDEX or UV_INDEX, as for `repro lock`, or ~/.netrc",
+            "is the network up? `repro doctor` looks",
+            "if it is gone for good: `repro lock --upgrade`",
+        ],
     )
 
 
@@ -174,6 +209,7 @@ def mask(secrets: Mapping[str, SecretSource]) -> Callable[[str], str]:
     for source in secrets.values():
         value = os.environ.get(source.env, "") if source.env else Path(str(source.file)).read_text(errors="replace")
         values |= {line.strip() for line in [value, *value.splitlines()] if len(line.strip()) > 3}
+        values |= {next(filter(None, found)) for found in PART.findall(value)}
     if not values:
         return lambda line: line
     pattern = re.compile("|".join(re.escape(value) for value in sorted(values, key=len, reverse=True)))

@@ -22,7 +22,11 @@ from repro.errors import BadInputError
 from repro.experiment import Value
 
 NEVER = frozenset({".git", "__pycache__", ".repro", ".venv"})
-WRITTEN = ("runs", "mlartifacts", "mlruns", "mlflow.db*", "conf/local")  # by runs and for one machine: only if declared
+WRITTEN = (  # by runs and by us, and for one machine: in a context only if declared by name
+    *("repro.lock", "pylock.*.toml"),
+    *("runs", "mlartifacts", "mlruns", "mlflow.db*"),
+    "conf/local",
+)
 COMMENT = re.compile(r"(^|\s)#.*$")  # pip's own
 INCLUDES = ("-r", "--requirement", "-c", "--constraint")
 LOCALS = ("-e", "--editable", "-f", "--find-links")

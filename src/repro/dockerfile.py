@@ -15,8 +15,8 @@ from repro.experiment import Value
 URL = re.compile(r"^(https?|git|ssh|ftp)://|^git@")
 DIRECTIVE = re.compile(r"#\s*([A-Za-z][A-Za-z0-9]*)\s*=\s*(\S+)")
 FETCHES = re.compile(
-    r"\b(apt-get\b[^\n;&|]*?\binstall|apt install|apk add|dnf install|yum install"
-    r"|conda install|mamba install|npm install|curl|wget|git clone)\b"
+    r"\b((?:apt-get|apt|apk|dnf|yum|conda|mamba|npm)\b[^\n;&|]*?\b(?:install|add)|curl|wget|git clone)\b"
+    r"|\b(pip3? install)\b(?![^\n;&|]*(?:\s-r|--requirement|--no-index|\s\.))"
 )
 PREDEFINED = re.compile(r"(TARGET|BUILD)(PLATFORM|OS|ARCH|VARIANT)|.*_proxy|SOURCE_DATE_EPOCH", re.IGNORECASE)
 
@@ -34,7 +34,8 @@ class Copy(Value, frozen=True, kw_only=True):
     line: int
     text: str
     sources: tuple[str, ...]  # relative to the context's root, wildcards as written; what is not known keeps its `$`
-    kept: bool  # it stays in the image: a COPY or ADD of the stage that becomes it
+    kept: bool  # it stays in the image: a COPY or ADD of the stage that becomes it, or of one that this stands on
+    copies: bool = True  # False: of a RUN, which only sees it
 
 
 class Base(Value, frozen=True, kw_only=True):
@@ -72,15 +73,18 @@ def local_copies(text: str, build_args: Mapping[str, str], target: str | None = 
     found = []
     scope = _Scope(build_args)
     wanted = list(_until(target, _instructions(text)))
-    last = max(number for number, each in enumerate(wanted) if each.name == "FROM")
-    for number, instruction in enumerate(wanted):
+    remaining, stage = _stages_of_image(wanted), -1
+    for instruction in wanted:
+        stage += instruction.name == "FROM"
         scope.enter(instruction)
         sources = tuple(_normal(scope.expanded(source)) for source in _sources(instruction))
         sources = tuple(each for each in sources if instruction.name != "ADD" or not URL.search(each))
         if sources:
-            kept = number > last and instruction.name != "RUN"
+            copies = instruction.name != "RUN"
             line, original = instruction.start_line, instruction.original.strip()
-            found.append(Copy(line=line, text=original, sources=sources, kept=kept))
+            found.append(
+                Copy(line=line, text=original, sources=sources, kept=copies and stage in remaining, copies=copies)
+            )
     return tuple(found)
 
 
@@ -154,8 +158,9 @@ def network_commands(text: str, target: str | None = None) -> tuple[str, ...]:
     for instruction in _until(target, _instructions(text)):
         if instruction.name == "RUN" and "--network=none" not in instruction.flags:
             lines = [instruction.original, *(each.content for each in instruction.heredocs)]
-            for word in FETCHES.findall("\n".join(lines)):
-                found.setdefault(" ".join(word.split()))
+            for tool, pip in FETCHES.findall("\n".join(lines).replace("\\\n", " ")):
+                words = (tool or pip).split()
+                found.setdefault(" ".join(words if len(words) < 3 else [words[0], words[-1]]))
     return tuple(found)
 
 
@@ -166,9 +171,10 @@ def pinned(text: str, references: Iterable[Reference], pins: Mapping[str, str]) 
         pin = pins.get(reference.image)
         if pin is None:
             continue
+        before = r"from=[\"']?" if reference.kind in ("COPY", "RUN") else r"(?<![\w./:@-])"
         for number in range(reference.line - 1, len(lines)):  # an instruction may go on over several lines
-            if found := re.search(rf"(?<![\w./:@-]){re.escape(reference.written)}(?![\w./:@-])", lines[number]):
-                lines[number] = lines[number][: found.start()] + pin + lines[number][found.end() :]
+            if found := re.search(rf"{before}({re.escape(reference.written)})(?![\w./:@-])", lines[number]):
+                lines[number] = lines[number][: found.start(1)] + pin + lines[number][found.end(1) :]
                 break
     return "\n".join(lines)
 
@@ -265,6 +271,23 @@ def _sources(instruction: Any) -> Iterator[str]:
     elif instruction.name == "RUN":
         for flag in instruction.flags:
             yield from _mounted(flag)
+
+
+def _stages_of_image(instructions: list[Any]) -> set[int]:
+    """The last stage, and those that it stands on: what they hold is in the image."""
+    names: dict[str, int] = {}
+    parents: list[int | None] = []
+    for each in instructions:
+        if each.name == "FROM":
+            parents.append(names.get(each.args[0].lower()))
+            if len(each.args) > 2:
+                names[each.args[2].lower()] = len(parents) - 1
+    found: set[int] = set()
+    stage: int | None = len(parents) - 1
+    while stage is not None:
+        found.add(stage)
+        stage = parents[stage]
+    return found
 
 
 def _taken_from(instruction: Any) -> Iterator[str]:

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -153,8 +154,18 @@ def _download(url: str, part: Path, bar: _Bar, silent_seconds: float) -> None:
         chunk_size=CHUNK,
         timeout=(CONNECT_SECONDS, silent_seconds),
         headers={"Accept-Encoding": "identity"},  # a .gz is the file; requests would unpack an encoding
+        verify=_authorities(),
     )
     download(url, str(part), None)
+
+
+def _authorities() -> str | bool:
+    """What this machine trusts: requests has a list of its own, which a proxy that inspects TLS is not in."""
+    import ssl
+
+    named = [os.environ.get(name) for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "PIP_CERT")]
+    files = [*named, ssl.get_default_verify_paths().cafile]
+    return next((file for file in files if file and Path(file).exists()), True)
 
 
 def _reason(error: Exception, silent_seconds: float) -> str:
@@ -196,13 +207,15 @@ def _size(count: int) -> str:
 class _Bar:
     """pooch's progress protocol: `total` is set, then `update(bytes)`; `reset` and `close` at the end."""
 
-    def __init__(self, path: str, say: Say, drawn: Progress | None) -> None:
-        self.path, self.say, self.drawn = path, say, drawn
+    def __init__(self, path: str, say: Say, drawn: Progress | None, stopped: threading.Event | None) -> None:
+        self.path, self.say, self.drawn, self.stopped = path, say, drawn, stopped
         self.task: Any = drawn.add_task(path, total=None) if drawn else None
         self.done = self.total = 0
         self.spoken = time.monotonic()
 
     def update(self, count: int) -> None:
+        if self.stopped is not None and self.stopped.is_set():
+            raise InterruptedError(errno.EINTR, "not wanted any more")
         self.done += count
         if self.drawn:
             self.drawn.update(self.task, completed=self.done, total=self.total or None)
@@ -219,10 +232,15 @@ class _Bar:
 
 
 @contextmanager
-def progress_bars(say: Say, *, drawn: bool) -> Iterator[tuple[Say, Callable[[str], _Bar]]]:
-    """Bars on a terminal, with lines printed above them; elsewhere lines through `say`."""
+def progress_bars(
+    say: Say, *, drawn: bool, stopped: threading.Event | None = None
+) -> Iterator[tuple[Say, Callable[[str], _Bar]]]:
+    """Bars on a terminal, with lines printed above them; elsewhere lines through `say`.
+
+    Downloads that they watch end soon after `stopped` is set.
+    """
     if not (drawn and sys.stderr.isatty()):
-        yield say, lambda path: _Bar(path, say, None)
+        yield say, lambda path: _Bar(path, say, None, stopped)
         return
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
@@ -233,4 +251,4 @@ def progress_bars(say: Say, *, drawn: bool) -> Iterator[tuple[Say, Callable[[str
         def above(line: str) -> None:
             bars.console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
 
-        yield above, lambda path: _Bar(path, above, bars)
+        yield above, lambda path: _Bar(path, above, bars, stopped)

@@ -36,6 +36,7 @@ class Resolved(Value, frozen=True, kw_only=True):
     libc: str | None = None  # glibc 2.36
     pylock: str | None = None  # file beside repro.lock with every package and hash (PEP 751)
     pylock_sha256: str | None = None
+    python_asked: str | None = None  # with --python, in place of the base's own
 
 
 class LockedImage(Value, frozen=True, kw_only=True):

@@ -67,6 +67,7 @@ def _resolve(args: argparse.Namespace, display: Display, project: Project, spec:
     upgrade = [package for package in args.upgrade or () if package]
     wish = resolve.Wish(
         as_of=_moment(args.as_of),
+        earlier=args.as_of is not None,
         upgrade=bool(args.upgrade) and not upgrade,
         upgrade_packages=tuple(upgrade),
         python=args.python,
@@ -101,7 +102,8 @@ def _moment(text: str | None) -> datetime:
         return datetime.now(timezone.utc).replace(microsecond=0)
     try:
         found = datetime.fromisoformat(text.replace("Z", "+00:00"))
-    except ValueError as error:
+        return (found if found.tzinfo else found.replace(tzinfo=timezone.utc)).astimezone(timezone.utc)
+    except (ValueError, OverflowError) as error:
         raise BadInputError(
             f"--as-of {text} is no date", hints=["write 2026-01-31, or 2026-01-31T12:00:00Z"]
         ) from error

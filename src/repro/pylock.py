@@ -92,7 +92,7 @@ def _without_hash(package: Any, where: str) -> BadInputError:
     )
 
 
-def requirements(found: tuple[Package, ...], written: str, name: str) -> str:
+def requirements(found: tuple[Package, ...], written: str, name: str, *, wheels_given: bool = False) -> str:
     """What takes the place of the requirements: one line a package, with the only hash that pip may accept.
 
     Args:
@@ -100,6 +100,7 @@ def requirements(found: tuple[Package, ...], written: str, name: str) -> str:
         written: the requirements as they are, with all that they include: where to look is said there, and how the
             files of the project are called.
         name: of the lock, for who reads the text.
+        wheels_given: pip finds every wheel in a folder, so that none has to be fetched from its URL.
     """
     lines = [f"# {name}, made by `repro lock`: pip accepts these files alone"]
     lines += dict.fromkeys(line.strip() for line in written.splitlines() if OPTION.match(line))
@@ -107,14 +108,14 @@ def requirements(found: tuple[Package, ...], written: str, name: str) -> str:
         wanted = f"{package.name}=={package.version}"
         if package.path is not None:
             wanted = _as_written(package, written)
-        elif not package.version or (package.url and _is_direct(package, written)):
+        elif not package.version or (_is_direct(package, written) and not (wheels_given and package.wheel)):
             wanted = f"{package.name} @ {package.url}"
         lines.append(f"{wanted} --hash=sha256:{package.sha256}")
     return "\n".join(lines) + "\n"
 
 
 def _as_written(package: Package, written: str) -> str:
-    found = re.search(rf"(?m)^\s*(\S*{re.escape(package.file)})", written)
+    found = re.search(rf"(?m)^\s*((?:\S*/)?{re.escape(package.file)})(?![\w.-])", written)
     return found[1] if found else f"./{package.path}"
 
 

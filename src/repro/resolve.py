@@ -14,7 +14,6 @@ import secrets
 import subprocess
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -35,16 +34,20 @@ PROBE = (
     "print(json.dumps([platform.python_version(),' '.join(platform.libc_ver()),sys.implementation.name]))"
 )
 UNREACHABLE = re.compile(
-    r"error sending request|dns error|Connection refused|timed out|client error|Failed to fetch|TLS|certificate",
+    r"error sending request|dns error|Connection refused|timed out|client error|Failed to fetch|"
+    r"TLS (handshake|error)|invalid peer certificate",
     re.IGNORECASE,
 )
+USER = re.compile(r"://[^/\s\"]+@")
+EARLIER = "`--as-of` may be before a version was published, or this index does not tell when its files were"
 PIP_TO_UV = {"PIP_INDEX_URL": "UV_DEFAULT_INDEX", "PIP_EXTRA_INDEX_URL": "UV_INDEX", "PIP_CERT": "SSL_CERT_FILE"}
 
 
 class Wish(Value, frozen=True, kw_only=True):
     """What is asked of a resolution beside the spec."""
 
-    as_of: datetime  # nothing that was published later is taken
+    as_of: datetime  # when it is
+    earlier: bool = False  # as_of is the user's: nothing that was published later is taken
     upgrade: bool = False  # images and packages: what is newest then
     upgrade_packages: tuple[str, ...] = ()  # only these
     python: str | None = None  # in place of the base's own
@@ -75,9 +78,9 @@ def resolve(spec: ImageSpec, engine: Engine, root: Path, before: Resolved | None
     )
     if not requirements or spec.requirements is None:
         return Answer(resolved=resolved, pylock=None, packages=())
-    target = _target(spec, engine, images, wish, say)
+    target = _target(spec, engine, images, before, wish, say)
     name = f"pylock.{re.sub(r'[^A-Za-z0-9_-]', '_', spec.variant)}.toml"
-    content = _compiled(spec, root, root / name, target, wish, say)
+    content = _compiled(spec, root / name, target, _known(root / name, before), wish, say)
     packages = pylock.packages(content.decode(), target, name)
     resolved = msgspec.structs.replace(
         resolved,
@@ -85,6 +88,7 @@ def resolve(spec: ImageSpec, engine: Engine, root: Path, before: Resolved | None
         libc=target.libc,
         pylock=name,
         pylock_sha256=hashlib.sha256(content).hexdigest(),
+        python_asked=wish.python or (before.python_asked if before is not None else None),
     )
     return Answer(resolved=resolved, pylock=content, packages=packages)
 
@@ -96,24 +100,28 @@ def _image(name: str, spec: ImageSpec, engine: Engine, before: Resolved | None, 
             f"{spec.dockerfile} takes something from {name}, and what that is cannot be known before the build",
             hints=["give the variable a value, in the Dockerfile or in `image.build_args`"],
         )
-    if before is not None and not wish.upgrade and name in before.images:
-        return before.images[name]
+    kept = before.images.get(name) if before is not None and not wish.upgrade else None
+    if kept is not None and ("@" in kept or engine.image(kept) is not None):  # an id may be another machine's
+        return kept
     if name == spec.base_reference and spec.bootstrap is not None:
         bases.ensure(spec.bootstrap, engine, say=say)
     here = engine.image(name)
     if here is not None:
         bases.confirm(name, here, engine)
-        if not wish.upgrade or not repodigest.known(here.id, here.digests):
+        if not wish.upgrade or bases.repo_digest(name, here) is None:
             return bases.identity(name, here)
     say(f"asking the registry for {name}")
     return f"{repodigest.repository(name)}@{registry.look(engine, name, hints=[bases.OTHER_VARIANT])}"
 
 
-def _target(spec: ImageSpec, engine: Engine, images: dict[str, str], wish: Wish, say: Say) -> Target:
+def _target(
+    spec: ImageSpec, engine: Engine, images: dict[str, str], before: Resolved | None, wish: Wish, say: Say
+) -> Target:
     base = images.get(spec.base_reference, spec.base_reference)
     held = engine.image(base) or registry.pull(engine, base, say, hints=[bases.OTHER_VARIANT])
     python, libc = _python(engine, held.id)
-    python = wish.python or python
+    said = wish.python or (before.python_asked if before is not None else None)
+    python = said or python
     if python is None or not re.fullmatch(r"3\.\d+(\.\d+)?", python):
         raise BadInputError(
             f"which Python installs the requirements? {spec.base} has no CPython that could be asked",
@@ -135,8 +143,8 @@ def _python(engine: Engine, image: str) -> tuple[str | None, str | None]:
     return (version if implementation == "cpython" else None), libc if libc.startswith("glibc") else "musl 1.2"
 
 
-def _compiled(spec: ImageSpec, root: Path, path: Path, target: Target, wish: Wish, say: Say) -> bytes:
-    """The requirements as a pylock.toml; versions in the one that is at `path` are kept where they still fit."""
+def _compiled(spec: ImageSpec, path: Path, target: Target, known: bytes | None, wish: Wish, say: Say) -> bytes:
+    """The requirements as the pylock.toml of `path`; versions in the `known` one are kept where they still fit."""
     import uv
 
     say(f"resolving {spec.requirements} for Python {target.python}")
@@ -145,26 +153,46 @@ def _compiled(spec: ImageSpec, root: Path, path: Path, target: Target, wish: Wis
     command = [uv.find_uv_bin(), "pip", "compile", str(spec.requirements), "--format=pylock.toml", "--no-header", "-q"]
     # our own interpreter is only there for uv to have one: markers and wheels are those of the version and the platform
     command += [f"--output-file={temporary}", f"--python={sys.executable}", f"--python-version={target.python}"]
-    command += [f"--python-platform={pylock.uv_platform(target)}", f"--exclude-newer={wish.as_of.isoformat()}"]
+    command += [f"--python-platform={pylock.uv_platform(target)}"]
+    command += [f"--exclude-newer={wish.as_of.isoformat()}"] if wish.earlier else []  # few indexes but PyPI tell times
     command += ["--upgrade"] if wish.upgrade else []
     command += [f"--upgrade-package={package}" for package in wish.upgrade_packages]
     try:
-        with suppress(FileNotFoundError):
-            temporary.write_bytes(path.read_bytes())
-        done = subprocess.run(command, cwd=root, env=_environment(), capture_output=True, text=True, check=False)
+        if known is not None:
+            temporary.write_bytes(known)
+        done = subprocess.run(command, cwd=path.parent, env=_environment(), capture_output=True, text=True, check=False)
         if done.returncode:
             raise _refused(spec, done.stderr)
-        return temporary.read_bytes()
+        return _without_users(spec, temporary.read_bytes())
     except OSError as error:
         raise EnvironmentUnfitError(f"{temporary} cannot be written", evidence=[str(error)]) from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
+def _without_users(spec: ImageSpec, content: bytes) -> bytes:
+    if USER.search(content.decode(errors="replace")):
+        raise BadInputError(
+            f"the lock of {spec.requirements} would hold a password: a requirement names its file with one",
+            hints=["keep it in ~/.netrc, or give an index in UV_INDEX"],
+        )
+    return content
+
+
+def _known(path: Path, before: Resolved | None) -> bytes | None:
+    """The lock that is there, if it is the one that was written: uv keeps its versions."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    written = before is not None and hashlib.sha256(content).hexdigest() == before.pylock_sha256
+    return content if written else None
+
+
 def _environment() -> dict[str, str]:
     """Who has set up pip for an index, a proxy and certificates means every installer."""
     ours = {theirs: os.environ[name] for name, theirs in PIP_TO_UV.items() if os.environ.get(name)}
-    return {**ours, **os.environ, "NO_COLOR": "1"}
+    return {"UV_SYSTEM_CERTS": "1", **ours, **os.environ, "NO_COLOR": "1"}
 
 
 def _refused(spec: ImageSpec, said: str) -> BadInputError | EnvironmentUnfitError:
@@ -178,7 +206,7 @@ def _refused(spec: ImageSpec, said: str) -> BadInputError | EnvironmentUnfitErro
     return BadInputError(
         f"{spec.requirements} cannot be resolved",
         evidence=lines,
-        hints=["loosen what contradicts", "`--as-of` may be before a version was published"],
+        hints=["loosen what contradicts", *([EARLIER] if "exclude-newer" in said else [])],
     )
 
 

@@ -227,11 +227,11 @@ def check_copies(spec: ImageSpec, root: Path) -> None:
 def _check_host_files_stay_out(spec: ImageSpec, copies: Sequence[Copy]) -> None:
     """What the host gives to a build is not covered by the hash, so no image may keep it."""
     used = any(context.of_host(source) for copy in copies for source in copy.sources)
-    takes_all = (".", "*") if used else ()
     kept = [
         f"{spec.dockerfile}:{copy.line}: {copy.text}"
         for copy in copies
-        if copy.kept and any(source in takes_all or context.of_host(source) for source in copy.sources)
+        if (copy.kept and any(map(context.of_host, copy.sources)))
+        or (used and copy.copies and {".", "*"} & set(copy.sources))  # a later stage may take it from there
     ]
     if kept:
         raise BadInputError(
