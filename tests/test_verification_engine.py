@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from repro import image
+from repro import assembly, image
 from repro.assembly import FromHost
 from repro.engine import Engine
 from repro.experiment import ImageConfig
@@ -282,4 +282,4 @@ def with_wheels(project: Project, folder: Path) -> FromHost:
     subprocess.run([*command, f"--dest={folder / 'wheels'}", "-r", requirements], check=True)
     wheels = {f"wheels/{file.name}": file for file in sorted((folder / "wheels").iterdir())}
     settings = b"[global]\nno-index = true\nfind-links = /tmp/from-host/wheels\n"
-    return FromHost(files={"pip.conf": settings, **wheels}, secrets={})
+    return FromHost(files={**assembly.nothing().files, "pip.conf": settings, **wheels}, secrets={})
