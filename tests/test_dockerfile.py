@@ -213,6 +213,7 @@ def test_a_pin_leaves_other_words_of_the_instruction_alone() -> None:
         ("pip install -r /tmp/r.txt", None),
         ("pip install --no-deps ./x", None),
         ("pip install --no-index x", None),
+        ('pip install --no-deps "$@"', None),
         ("echo pip installed", None),
     ],
 )

@@ -17,10 +17,11 @@ from pathlib import Path
 
 import pytest
 
-from repro import lockfile
+from repro import lockfile, registry
 from repro.engine import Engine
 from repro.project import Project
 from tests.conftest import use_base
+from tests.registry_server import RegistryServer
 
 pytestmark = pytest.mark.engine
 
@@ -195,6 +196,48 @@ def _derived(engine: Engine, base: str, tag: str, word: str) -> str:
         return str(made["Id"])
     finally:
         engine.remove(container)
+
+
+def test_images_of_a_registry_become_digests_and_a_build_fetches_these(
+    locker: Project, repro: Repro, engine: Engine, debian_base: str, tmp_path: Path, any_builder: str
+) -> None:
+    """A base and a `COPY --from=` whose tags move after they were locked; the engine holds neither any more."""
+    server = RegistryServer(tmp_path / "registry")
+    names = [f"{server.host}/{name}:1" for name in ("base", "tools")]
+    pushed = {}
+    made: list[str] = []
+    try:
+        for name in names:
+            for word in ("one", "two"):  # the second one takes the tag when the first is locked
+                mark = word + name.rpartition("/")[2].partition(":")[0]
+                made.append(_derived(engine, debian_base, f"test-lock-{os.getpid()}:x", mark))
+                engine.tag(made[-1], name)
+                if word == "one":
+                    pushed[name] = registry.push(engine, name, print)
+        use_base(locker, names[0])
+        (locker.docker / "requirements.txt").write_text("")
+        lines = f"ARG BASE_IMAGE\nFROM ${{BASE_IMAGE}}\nCOPY --from={names[1]} /etc/debian_version /copied\n"
+        (locker.docker / "Dockerfile").write_text(lines)
+        for name in names:
+            engine.remove_image(name)
+        assert "2 images" in ok(repro("lock"))
+        pins = lockfile.read(locker.lock).resolved["tensorflow"].images
+        assert pins == {name: f"{name[:-2]}@{pushed[name]}" for name in names}
+        for number, name in enumerate(names):
+            engine.tag(made[2 * number + 1], name)
+            registry.push(engine, name, print)
+            engine.remove_image(name)
+        built = json.loads(ok(repro("rebuild", "--json")))
+        assert (built["base_resolved"], built["floating"]) == (pins[names[0]], [])
+        labels = engine.client.api.inspect_image(built["id"])["Config"]["Labels"]
+        assert labels["which"] == "onebase"
+        moved = ok(repro("lock", "--upgrade"))
+        assert f"  {names[0]} {pins[names[0]]} -> {names[0][:-2]}@sha256:" in moved
+    finally:
+        server.stop()
+        for found in engine.client.api.images():
+            if any(server.host in each for each in [*(found["RepoTags"] or []), *(found["RepoDigests"] or [])]):
+                engine.remove_image(found["Id"], force=True)
 
 
 # without a network -----------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from repro.pylock import Package
 from repro.spec import ImageSpec
 
 AT_ONCE = 6  # downloads
-LARGE = 10_000_000  # bytes of a wheel: from here on, a stage of its own keeps it while smaller ones change
+LARGE = 1_000_000  # bytes of a wheel: from here on, a stage of its own keeps it while smaller ones change
 INDEXES = ("UV_DEFAULT_INDEX", "UV_INDEX", "UV_INDEX_URL", "UV_EXTRA_INDEX_URL", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL")
 PART = re.compile(r"""password\s+(\S{4,})|=\s*["']?([^\s"']{8,})|"([^\s"]{8,})\"""")  # of a .netrc, an .env, a JSON
 USER = re.compile(r"://([^/\s@]+)@([^/\s]+)")

@@ -16,7 +16,7 @@ URL = re.compile(r"^(https?|git|ssh|ftp)://|^git@")
 DIRECTIVE = re.compile(r"#\s*([A-Za-z][A-Za-z0-9]*)\s*=\s*(\S+)")
 FETCHES = re.compile(
     r"\b((?:apt-get|apt|apk|dnf|yum|conda|mamba|npm)\b[^\n;&|]*?\b(?:install|add)|curl|wget|git clone)\b"
-    r"|\b(pip3? install)\b(?![^\n;&|]*(?:\s-r|--requirement|--no-index|\s\.))"
+    r"|\b(pip3? install)\b(?![^\n;&|]*(?:\s-r|--requirement|--no-index|\s\.|\$))"  # not a file, nor what nobody knows
 )
 PREDEFINED = re.compile(r"(TARGET|BUILD)(PLATFORM|OS|ARCH|VARIANT)|.*_proxy|SOURCE_DATE_EPOCH", re.IGNORECASE)
 
