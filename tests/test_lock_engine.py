@@ -187,6 +187,33 @@ def test_a_base_that_moved_is_not_taken_while_the_locked_one_is_there(
                 engine.remove_image(ref, force=True)
 
 
+def test_another_image_behind_copy_from_makes_the_image_out_of_date_when_the_lock_takes_it(
+    locker: Project, repro: Repro, engine: Engine, debian_base: str, any_builder: str
+) -> None:
+    tools = f"test-lock-{os.getpid()}:tools"
+    (locker.docker / "requirements.txt").write_text("")
+    lines = f"ARG BASE_IMAGE\nFROM ${{BASE_IMAGE}}\nCOPY --from={tools} /etc/debian_version /copied\n"
+    (locker.docker / "Dockerfile").write_text(lines)
+    first, second = (_derived(engine, debian_base, tools, word) for word in ("one", "two"))
+    engine.tag(first, tools)
+    try:
+        ok(repro("lock"))
+        made = json.loads(ok(repro("rebuild", "--json")))
+        assert json.loads(engine.client.api.inspect_image(made["id"])["Config"]["Labels"]["repro.taken"]) == {
+            tools: first
+        }
+        engine.tag(second, tools)
+        assert "up to date" in ok(repro("rebuild", "--check"))  # the lock has not moved
+        ok(repro("lock", "--upgrade"))
+        assert repro("rebuild", "--check").returncode == 1
+        assert json.loads(ok(repro("rebuild", "--json")))["built"]
+        assert "up to date" in ok(repro("rebuild", "--check"))
+    finally:
+        for ref in (f"repro-pin:{first[7:23]}", f"repro-pin:{second[7:23]}"):
+            if engine.image(ref):
+                engine.remove_image(ref)
+
+
 def _derived(engine: Engine, base: str, tag: str, word: str) -> str:
     """An image on top of another, different by a label."""
     container = engine.client.api.create_container(base, ["true"])["Id"]
@@ -236,8 +263,9 @@ def test_images_of_a_registry_become_digests_and_a_build_fetches_these(
     finally:
         server.stop()
         for found in engine.client.api.images():
-            if any(server.host in each for each in [*(found["RepoTags"] or []), *(found["RepoDigests"] or [])]):
-                engine.remove_image(found["Id"], force=True)
+            for name in [*(found["RepoTags"] or []), *(found["RepoDigests"] or [])]:
+                if server.host in name and engine.image(name):
+                    engine.remove_image(name)
 
 
 # without a network -----------------------------------------------------------------------------------------------

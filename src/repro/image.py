@@ -23,6 +23,7 @@ from repro.spec import ImageSpec
 
 SPEC_LABEL = "repro.spec"
 BASE_LABEL = "repro.base"
+TAKEN_LABEL = "repro.taken"  # reference -> id, of a `COPY --from=` whose image no registry has
 USER_LABEL = "repro.user"  # who built it: whose runs may need it
 MANIFEST_LABEL = "repro.manifest"  # what the hash was made of, so that a difference can be explained later
 BUILD_HERE = "`repro rebuild --no-pull` builds it here"
@@ -77,10 +78,19 @@ def _same_platform(found: ImageFacts, spec: ImageSpec) -> bool:
 def present(spec: ImageSpec, look: Callable[[str], ImageFacts | None]) -> ImageFacts | None:
     """The image of the spec, if one is there and stands on what the lock names; `look` asks the engine for one."""
     found = accepted(spec, look(spec.tag))
-    wanted = spec.expected.get(spec.base_reference)
-    if found is not None and wanted is not None and found.labels.get(BASE_LABEL) != wanted and look(wanted) is not None:
+    if found is None:
         return None
-    return found
+    used = {**_taken(found), spec.base_reference: found.labels.get(BASE_LABEL, "")}
+    moved = [wanted for reference, wanted in spec.expected.items() if used.get(reference) != wanted]
+    return None if any(look(wanted) is not None for wanted in moved) else found
+
+
+def _taken(found: ImageFacts) -> dict[str, str]:
+    """What an image took from others that the lock names by id."""
+    try:
+        return msgspec.json.decode(found.labels.get(TAKEN_LABEL, "{}"), type=dict[str, str])
+    except msgspec.MsgspecError:  # a label of somebody else's
+        return {}
 
 
 def ensure(
@@ -243,6 +253,10 @@ def _request(spec: ImageSpec, engine: Engine, host: FromHost, how: How, say: Cal
         BASE_LABEL: bases.identity(spec.base, base),
         MANIFEST_LABEL: inputs.label(inputs.of_spec(spec)),
     }
+    others = [reference for reference in spec.expected if reference != spec.base_reference]
+    taken = {each: found.id for each in others if (found := engine.image(substitutes.get(each, each)))}
+    if taken:
+        labels[TAKEN_LABEL] = msgspec.json.encode(taken, order="deterministic").decode()
     say(f"building {spec.tag}")
     files = assembly.files(spec, substitutes)
     return builder.Request(
