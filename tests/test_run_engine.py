@@ -32,7 +32,8 @@ def latest(project: Project) -> tuple[Record, RunFolder]:
 
 
 def containers(project: Project) -> list[str]:
-    return [name for name, _labels, _running in connect().containers(f"repro.project={project.root}")]
+    everything = connect().all_containers()
+    return [each.name for each in everything if each.labels.get("repro.project") == str(project.root)]
 
 
 def left(project: Project) -> tuple[list[str], list[Path]]:
