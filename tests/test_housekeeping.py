@@ -194,14 +194,14 @@ def test_what_a_container_uses_stays_and_goes_when_it_is_gone(built: Image, engi
 @pytest.mark.engine
 def test_what_the_engine_will_not_give_up_does_not_keep_the_rest(built: Image, engine: Engine) -> None:
     plan = plan_images(
-        [row(tag="test-prune:is-not-there"), only(built, listed(engine))],
+        [row(tag="test-prune:0000000000000000"), only(built, listed(engine))],
         Lock(),
         user=user_name(),
     )
     with pytest.raises(EnvironmentUnfitError) as caught:
         pruning.carry_out(engine, plan.removed)
     assert "1 of 2 could not be removed" in caught.value.what
-    assert "is-not-there" in caught.value.evidence[0]
+    assert "test-prune:0000000000000000" in caught.value.evidence[0]
     assert engine.image(built.id) is None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -220,18 +220,30 @@ def built(
     request = _request(spec, engine, host, how, say)
     try:
         builder.build(engine, request, say=say, log=build_log, masked=assembly.mask(host.secrets))
-        found = accepted(spec, engine.image(request.tag))
-        if found is None:
-            raise EnvironmentUnfitError(
-                f"the engine built something else than {spec.tag}",
-                evidence=[f"label {SPEC_LABEL} or platform of {request.tag} is not what was asked for"],
-                hints=["`repro rebuild --no-cache`; does the Dockerfile set the label itself?"],
-            )
-        yield found
-    finally:
-        with suppress(EngineUnreachableError):  # which has been raised before
-            if engine.image(request.tag):
-                engine.remove_image(request.tag)
+        yield _checked(spec, engine, request.tag)
+    except EngineUnreachableError:
+        raise  # nobody is there to remove it from
+    except BaseException:
+        _remove(engine, request.tag)
+        raise
+    else:
+        _remove(engine, request.tag)
+
+
+def _checked(spec: ImageSpec, engine: Engine, tag: str) -> ImageFacts:
+    found = accepted(spec, engine.image(tag))
+    if found is None:
+        raise EnvironmentUnfitError(
+            f"the engine built something else than {spec.tag}",
+            evidence=[f"label {SPEC_LABEL} or platform of {tag} is not what was asked for"],
+            hints=["`repro rebuild --no-cache`; does the Dockerfile set the label itself?"],
+        )
+    return found
+
+
+def _remove(engine: Engine, tag: str) -> None:
+    if engine.image(tag):
+        engine.remove_image(tag)
 
 
 def _request(spec: ImageSpec, engine: Engine, host: FromHost, how: How, say: Callable[[str], None]) -> builder.Request:
