@@ -9,9 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from repro.project import Project
 from tests.engine_fixtures import any_builder, buildx, buildx_config, debian_base, engine, no_buildx  # noqa: F401
+
+# how long an example takes is the machine's business: a busy one must not fail a test
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 GIT_IDENTITY = {
     "GIT_AUTHOR_NAME": "A",
