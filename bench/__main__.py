@@ -265,6 +265,8 @@ def bench_wheels(root: Path, _rounds: int) -> list[str]:
     def docker() -> float:
         for file in (ours / "docker").glob("requirements*.txt"):
             shutil.copy(file, plain)
+        with (plain / "requirements-cpu.txt").open("a") as file:
+            file.write(f"# {time.time()}\n")  # the builder has the result of an earlier benchmark in its cache
         return timed(
             ["docker", "build", "-q", "--build-arg", f"BASE_IMAGE={base}", "-t", "repro-bench:plain", "."], plain
         )
