@@ -15,7 +15,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "repro"
 ROWS = (
     "errors experiment project guard record manifest",
     "config",
-    "repository lfs checkout source",
+    "repository lfs checkout source report",
     "causes sameness",
     "download answers imagefacts endpoint refusal repodigest engine registry dockerfile context builder buildcache",
     "base pylock spec assembly inputs image lockfile",
@@ -23,7 +23,7 @@ ROWS = (
     "data",
     "plan terminal pump runner",
     "journal store view tracking publication publisher",
-    "report display",
+    "display",
     "ui findings enginecheck doctor pins housekeeping leftovers pruning predecessor verification",
     "imaging locking",
     "run",

@@ -6,7 +6,8 @@ The parser is a port of BuildKit's own, so that this reads a Dockerfile as the b
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from repro.errors import BadInputError
@@ -234,7 +235,8 @@ def _directives(text: str) -> Iterator[tuple[int, str, str]]:
         yield number, directive[1].lower(), directive[2]
 
 
-def _instructions(text: str) -> list[Any]:
+@lru_cache(maxsize=4)  # hash, lock, counting and checks all ask about the same text; nobody changes what is found
+def _instructions(text: str) -> tuple[Any, ...]:
     from e2b_dockerfile_utils import DockerfileSyntaxError, parse_dockerfile_ast
 
     try:
@@ -247,10 +249,10 @@ def _instructions(text: str) -> list[Any]:
         if each.name in ("COPY", "ADD") and len(each.args) < 2:  # the parser does not count; the builders do
             evidence = f"line {each.start_line}: {each.original}"
             raise BadInputError(f"the Dockerfile cannot be read: {each.name} without a target", evidence=[evidence])
-    return list(found)
+    return tuple(found)
 
 
-def _until(target: str | None, instructions: list[Any]) -> Iterator[Any]:
+def _until(target: str | None, instructions: Sequence[Any]) -> Iterator[Any]:
     stage, wanted = -1, False
     for each in instructions:
         if each.name == "FROM":
@@ -273,7 +275,7 @@ def _sources(instruction: Any) -> Iterator[str]:
             yield from _mounted(flag)
 
 
-def _stages_of_image(instructions: list[Any]) -> set[int]:
+def _stages_of_image(instructions: Sequence[Any]) -> set[int]:
     """The last stage, and those that it stands on: what they hold is in the image."""
     names: dict[str, int] = {}
     parents: list[int | None] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from repro import context, dockerfile
+from repro.report import many
 from repro.spec import ImageSpec
 
 EXACT = re.compile(r"(===?)\s*[^\s,*;]+\s*(;|$)|\s@\s")  # one version, or one file
@@ -20,7 +21,7 @@ def pieces(spec: ImageSpec, built_on: str | None = None) -> tuple[str, ...]:
     content, arguments = spec.dockerfile_text, spec.arguments(spec.base_reference)
     urls = dockerfile.unpinned_urls(content, arguments, spec.target)  # the builder fetches them, whatever steps may do
     commands = () if spec.network == "none" else dockerfile.network_commands(content, spec.target)
-    found = [*_images(spec, built_on), *_packages(spec), *commands, *([_many(len(urls), "URL")] if urls else [])]
+    found = [*_images(spec, built_on), *_packages(spec), *commands, *([many(len(urls), "URL")] if urls else [])]
     return tuple(found)
 
 
@@ -39,7 +40,7 @@ def _images(spec: ImageSpec, built_on: str | None) -> list[str]:
             continue
         open_ones.add(name)
     others = len(open_ones - {spec.base_reference})
-    return (["base"] if spec.base_reference in open_ones else []) + ([_many(others, "other image")] if others else [])
+    return (["base"] if spec.base_reference in open_ones else []) + ([many(others, "other image")] if others else [])
 
 
 def _packages(spec: ImageSpec) -> list[str]:
@@ -50,8 +51,4 @@ def _packages(spec: ImageSpec) -> list[str]:
     if not wanted or all("--hash=" in line for line in wanted):
         return []
     loose = sum(not EXACT.search(line) for line in wanted)
-    return [_many(loose, "package")] if loose else ["what the packages depend on"]
-
-
-def _many(count: int, what: str) -> str:
-    return f"{count} {what}" + ("" if count == 1 else "s")
+    return [many(loose, "package")] if loose else ["what the packages depend on"]

@@ -193,6 +193,10 @@ def _pull(spec: ImageSpec, engine: Engine, digest: str, *, say: Callable[[str], 
             ],
             hints=["push the right one from where it was built: `repro rebuild --push --force`", BUILD_HERE],
         )
+    return _tagged(spec, engine, found)
+
+
+def _tagged(spec: ImageSpec, engine: Engine, found: ImageFacts) -> ImageFacts:
     engine.tag(found.id, spec.tag)
     tagged = engine.image(spec.tag)
     assert tagged is not None  # noqa: S101 - it was tagged a line above
@@ -203,10 +207,7 @@ def _build(
     spec: ImageSpec, engine: Engine, host: FromHost, how: How, *, say: Callable[[str], None], build_log: Path | None
 ) -> ImageFacts:
     with built(spec, engine, host, how, say=say, build_log=build_log) as found:
-        engine.tag(found.id, spec.tag)
-    tagged = engine.image(spec.tag)
-    assert tagged is not None  # noqa: S101 - it was tagged two lines above
-    return tagged
+        return _tagged(spec, engine, found)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from pathlib import Path
 import msgspec
 
 from repro import base as bases
-from repro import lockfile, probe, pylock, registry, repodigest
+from repro import inputs, lockfile, probe, pylock, registry, repodigest
 from repro.download import Say
 from repro.engine import Engine
 from repro.errors import BadInputError, EnvironmentUnfitError
@@ -78,7 +78,8 @@ def resolve(spec: ImageSpec, engine: Engine, root: Path, before: Resolved | None
     )
     if not requirements or spec.requirements is None:
         return Answer(resolved=resolved, pylock=None, packages=())
-    target = _target(spec, engine, images, before, wish, say)
+    asked = wish.python or (before.python_asked if before is not None else None)
+    target = _target(spec, engine, images, asked, say)
     name = f"pylock.{re.sub(r'[^A-Za-z0-9_-]', '_', spec.variant)}.toml"
     content = _compiled(spec, root / name, target, _known(root / name, before), wish, say)
     packages = pylock.packages(content.decode(), target, name)
@@ -88,7 +89,7 @@ def resolve(spec: ImageSpec, engine: Engine, root: Path, before: Resolved | None
         libc=target.libc,
         pylock=name,
         pylock_sha256=hashlib.sha256(content).hexdigest(),
-        python_asked=wish.python or (before.python_asked if before is not None else None),
+        python_asked=asked,
     )
     return Answer(resolved=resolved, pylock=content, packages=packages)
 
@@ -114,14 +115,11 @@ def _image(name: str, spec: ImageSpec, engine: Engine, before: Resolved | None, 
     return f"{repodigest.repository(name)}@{registry.look(engine, name, hints=[bases.OTHER_VARIANT])}"
 
 
-def _target(
-    spec: ImageSpec, engine: Engine, images: dict[str, str], before: Resolved | None, wish: Wish, say: Say
-) -> Target:
+def _target(spec: ImageSpec, engine: Engine, images: dict[str, str], asked: str | None, say: Say) -> Target:
     base = images.get(spec.base_reference, spec.base_reference)
     held = engine.image(base) or registry.pull(engine, base, say, hints=[bases.OTHER_VARIANT])
     python, libc = _python(engine, held.id)
-    said = wish.python or (before.python_asked if before is not None else None)
-    python = said or python
+    python = asked or python
     if python is None or not re.fullmatch(r"3\.\d+(\.\d+)?", python):
         raise BadInputError(
             f"which Python installs the requirements? {spec.base} has no CPython that could be asked",
@@ -196,7 +194,7 @@ def _environment() -> dict[str, str]:
 
 
 def _refused(spec: ImageSpec, said: str) -> BadInputError | EnvironmentUnfitError:
-    lines = [re.sub(r"(?<=://)[^/@\s]*@", "***@", line.strip()) for line in said.splitlines() if line.strip()]
+    lines = [inputs.without_users(line.strip()) for line in said.splitlines() if line.strip()]
     if UNREACHABLE.search(said):
         return EnvironmentUnfitError(
             f"{spec.requirements} cannot be resolved: the package index does not answer",
