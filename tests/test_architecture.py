@@ -24,7 +24,7 @@ ROWS = (
     "plan terminal pump runner",
     "journal store view tracking publication publisher",
     "display",
-    "ui findings enginecheck doctor pins housekeeping leftovers pruning predecessor verification",
+    "ui findings enginecheck doctor pins housekeeping leftovers pruning predecessor verification making",
     "imaging locking",
     "run",
     "cli",

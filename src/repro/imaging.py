@@ -10,7 +10,6 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -19,10 +18,9 @@ import msgspec
 from repro import report
 from repro.display import Display
 from repro.errors import BadInputError, EnvironmentUnfitError, ExitCode, RefusedError
-from repro.project import Project, cache_folder, ignored_folder, user_name
+from repro.project import Project, ignored_folder, user_name
 
 if TYPE_CHECKING:
-    from repro.assembly import FromHost
     from repro.engine import Engine
     from repro.experiment import BuildConfig
     from repro.housekeeping import Plan, Removal
@@ -86,7 +84,7 @@ def rebuild(args: argparse.Namespace, display: Display) -> int:
     wanted, build = config.compose_image(project, args.overrides)
     spec, stale = lockfile.read_spec(project, wanted, build)
     if stale:
-        display.notice(f"repro.lock is stale and does not count: {stale[0]}; `repro lock` resolves anew")
+        display.notice(lockfile.remark(stale))
     if args.push or args.pull:
         distribution.remote_tag(spec)
     if args.check or args.explain or args.if_changed:
@@ -141,7 +139,8 @@ def _made(
     spec: ImageSpec, build: BuildConfig, engine: Engine, project: Project, args: argparse.Namespace, display: Display
 ) -> Image:
     """The image, by the way that the arguments allow."""
-    from repro import assembly, distribution, image, ledger
+    from repro import distribution, image, ledger
+    from repro.making import Making
 
     before = image.look(spec, engine)
     with display.step("image") as step:
@@ -149,16 +148,9 @@ def _made(
             digest = distribution.choose(spec, engine, force=args.force, say=step.say)
             made = image.pull(spec, engine, digest, say=step.say)
         else:
-            live = display.live
-            made = image.ensure(
-                msgspec.structs.replace(spec, pushed=None) if args.no_pull else spec,
-                engine,
-                say=step.say,
-                build_log=ignored_folder(project.scratch) / "logs" / f"build-{spec.digest[:16]}.log",
-                no_cache=args.no_cache,
-                pull_base=args.pull_base,
-                gather=partial(assembly.gather, spec, build, project.root, cache_folder(), step.say, progress=live),
-            )
+            here = msgspec.structs.replace(spec, pushed=None) if args.no_pull else spec
+            making = Making(here, build, project, display)
+            made = making.ensure(engine, step.say, no_cache=args.no_cache, pull_base=args.pull_base)
         contents = ledger.contents(engine, made, step.say)
         step.detail = f"{made.tag} {made.origin}"
     if contents.drift and contents.drift.new:
@@ -222,12 +214,11 @@ def import_image(args: argparse.Namespace, display: Display) -> int:
 
 def _verify(args: argparse.Namespace, project: Project, spec: ImageSpec, build: BuildConfig, display: Display) -> int:
     """Whether the image comes out the same when it is built again."""
-    from repro import assembly, verification
+    from repro import verification
     from repro.engine import connect
+    from repro.making import Making
 
-    def gather(say: Callable[[str], None]) -> FromHost:
-        return assembly.gather(spec, build, project.root, cache_folder(), say, progress=display.live)
-
+    gather = Making(spec, build, project, display).gather
     logs = ignored_folder(project.scratch) / "logs"
     found = verification.verify(spec, connect(), gather, display, logs=logs, pull_base=args.pull_base)
     print(report.as_json(found) if args.json else verification.text(found))

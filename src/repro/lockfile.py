@@ -182,6 +182,11 @@ def read_spec(project: Project, wanted: ImageConfig, build: BuildConfig) -> tupl
     return msgspec.structs.replace(spec, pushed=pushed(lock, spec)), found
 
 
+def remark(stale: Sequence[str]) -> str:
+    """What to tell a user whose lock does not count."""
+    return f"repro.lock is stale and does not count: {stale[0]}; `repro lock` resolves anew"
+
+
 def with_resolved(lock: Lock, variant: str, resolved: Resolved) -> Lock:
     """The lock with this resolution for a variant."""
     return msgspec.structs.replace(lock, resolved={**lock.resolved, variant: resolved})

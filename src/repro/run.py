@@ -11,13 +11,12 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from datetime import datetime, timezone
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
 import msgspec
 
 from repro import (
-    assembly,
     config,
     floating,
     guard,
@@ -38,6 +37,7 @@ from repro.engine import Engine, connect
 from repro.errors import BadInputError, EnvironmentUnfitError, ExitCode, ReproError
 from repro.experiment import BuildConfig, Experiment, ImageConfig
 from repro.image import Image
+from repro.making import Making
 from repro.project import Project, cache_folder, ignored_folder, user_name
 from repro.record import DatasetUsed, End, ImageUsed, Record, RunFolder
 from repro.spec import ImageSpec
@@ -201,7 +201,7 @@ class Session:
         if key not in self.images:
             spec, stale = lockfile.read_spec(self.project, wanted, build)
             if stale and not self.locked:
-                self.display.notice(f"repro.lock is stale and does not count: {stale[0]}; `repro lock` resolves anew")
+                self.display.notice(lockfile.remark(stale))
             self.images[key] = spec, *self._made(spec, build, stale)
         return self.images[key]
 
@@ -216,10 +216,7 @@ class Session:
                 self.display.notice(f"{made.tag} is missing: the run would {'pull' if spec.pushed else 'build'} it")
             return made, None
         with self.display.step("image") as step:
-            log = ignored_folder(self.project.scratch) / "logs" / f"build-{spec.digest[:16]}.log"
-            live = self.display.live
-            gather = partial(assembly.gather, spec, build, self.project.root, cache_folder(), step.say, progress=live)
-            made = image.ensure(spec, self.engine, say=step.say, build_log=log, gather=gather)
+            made = Making(spec, build, self.project, self.display).ensure(self.engine, step.say)
             contents = ledger.contents(self.engine, made, step.say)
             step.detail = f"{made.tag} {made.origin}"
         if contents.drift and contents.drift.new:
