@@ -21,6 +21,7 @@ from repro.spec import ImageSpec
 AT_ONCE = 6  # downloads
 LARGE = 1_000_000  # bytes of a wheel: from here on, a stage of its own keeps it while smaller ones change
 INDEXES = ("UV_DEFAULT_INDEX", "UV_INDEX", "UV_INDEX_URL", "UV_EXTRA_INDEX_URL", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL")
+AUTHORITIES = "the host's own, on Debian and Ubuntu: build.ca_bundle=/etc/ssl/certs/ca-certificates.crt"
 PART = re.compile(r"""password\s+(\S{4,})|=\s*["']?([^\s"']{8,})|"([^\s"]{8,})\"""")  # of a .netrc, an .env, a JSON
 USER = re.compile(r"://([^/\s@]+)@([^/\s]+)")
 README = b"What the host gives to this build; no part of the image. See docs/images.md of repro.\n"
@@ -181,15 +182,25 @@ def _ca_bundle(name: str, root: Path) -> bytes:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise BadInputError(f"build.ca_bundle: {path} cannot be read", evidence=[str(error)]) from error
+        raise BadInputError(
+            f"build.ca_bundle: {path} cannot be read", evidence=[str(error)], hints=[AUTHORITIES]
+        ) from error
     if b"-----BEGIN CERTIFICATE-----" not in content:
-        raise BadInputError(f"build.ca_bundle: {path} holds no certificate in PEM form")
+        raise BadInputError(
+            f"build.ca_bundle: {path} holds no certificate in PEM form",
+            evidence=[f"{len(content)} bytes without a BEGIN CERTIFICATE"],
+            hints=[AUTHORITIES],
+        )
     return content
 
 
 def _secret(name: str, source: SecretSource, root: Path) -> SecretSource:
     if (source.env is None) == (source.file is None):
-        raise BadInputError(f"build.secrets.{name}: give either env or file")
+        raise BadInputError(
+            f"build.secrets.{name}: give either env or file",
+            evidence=[f"env: {source.env}, file: {source.file}"],
+            hints=[f"build.secrets.{name}.env=VARIABLE, or build.secrets.{name}.file=PATH"],
+        )
     if source.env is not None:
         if source.env not in os.environ:
             raise BadInputError(
@@ -199,7 +210,11 @@ def _secret(name: str, source: SecretSource, root: Path) -> SecretSource:
         return source
     path = root / Path(str(source.file)).expanduser()
     if not os.access(path, os.R_OK) or path.is_dir():
-        raise BadInputError(f"build.secrets.{name}: {path} cannot be read")
+        raise BadInputError(
+            f"build.secrets.{name}: {path} cannot be read",
+            evidence=["it is a folder" if path.is_dir() else "not yours to read" if path.exists() else "no such file"],
+            hints=["paths are taken from the project's folder; `~` is yours"],
+        )
     return SecretSource(file=str(path))
 
 

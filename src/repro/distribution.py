@@ -113,7 +113,11 @@ def _taken(spec: ImageSpec, made: Image, engine: Engine, remote: str, say: Calla
     """
     ours = engine.image(made.id)
     if ours is None:
-        raise EnvironmentUnfitError(f"{made.tag} is not on the engine any more")
+        raise EnvironmentUnfitError(
+            f"{made.tag} is not on the engine any more",
+            evidence=[f"no image {made.id}: somebody removed it meanwhile"],
+            hints=["repeat the command"],
+        )
     if remote in ours.digests:
         say("the registry has it already")
         return msgspec.structs.replace(made, digest=remote)

@@ -124,15 +124,19 @@ def _told(spec: ImageSpec, made: Image, args: argparse.Namespace) -> str:
 def _refuse_contradictions(args: argparse.Namespace) -> None:
     builds = [flag for flag in ("--no-cache", "--pull-base", "--no-pull") if getattr(args, flag[2:].replace("-", "_"))]
     if args.pull and builds:
-        raise BadInputError(f"--pull takes the image from the registry, {builds[0]} builds it: choose one")
+        raise _contradiction(f"--pull takes the image from the registry, {builds[0]} builds it")
     if (args.check or args.explain) and (args.pull or args.push or builds):
-        raise BadInputError("--check and --explain only answer: they neither pull nor push nor build")
+        raise _contradiction("--check and --explain only answer: they neither pull nor push nor build")
     if args.verify and (args.pull or args.push or args.no_pull):
-        raise BadInputError("--verify keeps no image: it neither pulls nor pushes")
+        raise _contradiction("--verify keeps no image: it neither pulls nor pushes")
     if args.if_changed and (args.no_cache or args.pull_base):
-        raise BadInputError("--if-changed leaves an image that is there as it is; --no-cache and --pull-base do not")
+        raise _contradiction("--if-changed leaves an image that is there as it is; --no-cache and --pull-base do not")
     if args.force and not (args.pull or args.push):
         raise BadInputError("--force goes with --push or --pull", hints=["to build anew: --no-cache"])
+
+
+def _contradiction(what: str) -> BadInputError:
+    return BadInputError(what, hints=["choose one of them: one command after the other does both"])
 
 
 def _made(

@@ -77,7 +77,7 @@ def write(engine: Engine, image: ImageFacts, tag: str, path: Path, say: Say) -> 
                 size = out.tell()
             partial.replace(path)
     except (tarfile.TarError, EOFError, gzip.BadGzipFile) as error:
-        raise EnvironmentUnfitError(f"the engine's archive of {tag} is damaged", evidence=[str(error)]) from error
+        raise _engines_fault(f"the engine's archive of {tag} is damaged", str(error)) from error
     except OSError as error:
         raise EnvironmentUnfitError(
             f"{path} cannot be written",
@@ -108,7 +108,7 @@ def _taken_apart(chunks: Iterator[bytes], image: ImageFacts, folder: Path, say: 
     def found(name: str) -> Blob:
         name = posixpath.normpath(name)
         if links.get(name, name) not in blobs:
-            raise EnvironmentUnfitError(f"the engine's archive of {image.id} is damaged", evidence=[f"no {name}"])
+            raise _engines_fault(f"the engine's archive of {image.id} is damaged", f"no {name}")
         return blobs[links.get(name, name)]
 
     manifest = msgspec.json.decode(Path(found("manifest.json").path).read_bytes())[0]
@@ -116,12 +116,20 @@ def _taken_apart(chunks: Iterator[bytes], image: ImageFacts, folder: Path, say: 
     wanted = msgspec.json.decode(Path(config.path).read_bytes())["rootfs"]["diff_ids"]
     names = manifest["Layers"]
     if len(wanted) != len(names) or tuple(wanted) != image.layers:
-        raise EnvironmentUnfitError(f"the engine's archive of {image.id} has other layers than the image")
+        raise _engines_fault(f"the engine's archive of {image.id} has other layers than the image", ", ".join(wanted))
     plain: dict[str, Blob] = {}
     for diff_id, name in zip(wanted, names, strict=True):
         if diff_id not in plain:
             plain[diff_id] = _uncompressed(found(name), diff_id, folder, progress)
     return config, [plain[diff_id] for diff_id in wanted]
+
+
+def _engines_fault(what: str, evidence: str) -> EnvironmentUnfitError:
+    return EnvironmentUnfitError(
+        what,
+        evidence=[evidence],
+        hints=["repeat the command; if it stays so, `repro rebuild --no-cache` makes the image anew"],
+    )
 
 
 def _uncompressed(blob: Blob, diff_id: str, folder: Path, progress: _Progress) -> Blob:
@@ -139,7 +147,7 @@ def _uncompressed(blob: Blob, diff_id: str, folder: Path, progress: _Progress) -
         made = _kept(source, folder / f"{path.name}.tar", progress)
     path.unlink()
     if f"sha256:{made.sha256}" != diff_id:
-        raise EnvironmentUnfitError(f"the engine's copy of layer {diff_id} is damaged", evidence=[made.sha256])
+        raise _engines_fault(f"the engine's copy of layer {diff_id} is damaged", f"its sha256 is {made.sha256}")
     return made
 
 
@@ -231,12 +239,15 @@ def load(engine: Engine, path: Path, say: Say) -> tuple[ImageFacts, str, ImageFa
             before = engine.image(content.tag)
             engine.load(_Progress("loaded", path.stat().st_size, say).through(file))
     except OSError as error:
-        raise BadInputError(f"{path} cannot be read", evidence=[str(error)]) from error
+        raise BadInputError(
+            f"{path} cannot be read", evidence=[str(error)], hints=["give the file that `repro export-image` wrote"]
+        ) from error
     loaded = engine.image(content.tag)
     if loaded is None or loaded.layers != content.layers or loaded.labels.get(SPEC_LABEL) != content.spec:
         raise EnvironmentUnfitError(
             f"the engine holds something else as {content.tag} than the file does",
             evidence=[f"label {SPEC_LABEL}: {loaded.labels.get(SPEC_LABEL, 'none')}" if loaded else "no such image"],
+            hints=["repeat the command: another process may have moved the tag meanwhile"],
         )
     return loaded, content.tag, before
 
@@ -251,7 +262,11 @@ def check(file: IO[bytes], path: Path, say: Say) -> Content:
         with tarfile.open(fileobj=file, mode="r:") as archive:
             return _checked(archive, path, say)
     except (tarfile.TarError, EOFError) as error:
-        raise BadInputError(f"{path} is no image file, or it ends in the middle", evidence=[str(error)]) from error
+        raise BadInputError(
+            f"{path} is no image file, or it ends in the middle",
+            evidence=[str(error)],
+            hints=["copy it again, or export it again"],
+        ) from error
     except (msgspec.MsgspecError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise _damaged(path, f"its description of the image cannot be read ({error})") from error
 

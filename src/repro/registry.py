@@ -152,7 +152,9 @@ def push(engine: Engine, tag: str, say: Callable[[str], None]) -> str:
         name, _, version = tag.rpartition(":")
         heard = _follow(api.push(name, version, stream=True, decode=True), "pushed", say)
     if heard is None:
-        raise EnvironmentUnfitError(f"{tag} cannot be pushed", evidence=["the engine names no digest after the push"])
+        raise EnvironmentUnfitError(
+            f"{tag} cannot be pushed", evidence=["the engine names no digest after the push"], hints=["push it again"]
+        )
     repodigest.note(f"{name}@{heard}")
     return heard
 

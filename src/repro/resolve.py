@@ -163,7 +163,11 @@ def _compiled(spec: ImageSpec, path: Path, target: Target, known: bytes | None, 
             raise _refused(spec, done.stderr)
         return _without_users(spec, temporary.read_bytes())
     except OSError as error:
-        raise EnvironmentUnfitError(f"{temporary} cannot be written", evidence=[str(error)]) from error
+        raise EnvironmentUnfitError(
+            f"{temporary} cannot be written",
+            evidence=[str(error)],
+            hints=["free some space, or make the project's folder writable"],
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 
