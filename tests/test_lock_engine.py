@@ -206,6 +206,7 @@ def test_another_image_behind_copy_from_makes_the_image_out_of_date_when_the_loc
         assert "up to date" in ok(repro("rebuild", "--check"))  # the lock has not moved
         ok(repro("lock", "--upgrade"))
         assert repro("rebuild", "--check").returncode == 1
+        assert f"repro.lock  {tools} sha256:" in repro("rebuild", "--explain").stdout
         assert json.loads(ok(repro("rebuild", "--json")))["built"]
         assert "up to date" in ok(repro("rebuild", "--check"))
     finally:

@@ -78,11 +78,16 @@ def _same_platform(found: ImageFacts, spec: ImageSpec) -> bool:
 def present(spec: ImageSpec, look: Callable[[str], ImageFacts | None]) -> ImageFacts | None:
     """The image of the spec, if one is there and stands on what the lock names; `look` asks the engine for one."""
     found = accepted(spec, look(spec.tag))
-    if found is None:
+    if found is None or any(look(wanted) is not None for _, _, wanted in moved(spec, found)):
         return None
-    used = {**_taken(found), spec.base_reference: found.labels.get(BASE_LABEL, "")}
-    moved = [wanted for reference, wanted in spec.expected.items() if used.get(reference) != wanted]
-    return None if any(look(wanted) is not None for wanted in moved) else found
+    return found
+
+
+def moved(spec: ImageSpec, found: ImageFacts) -> list[tuple[str, str | None, str]]:
+    """What the lock names by id and an image was not made from: the reference, what was taken, what is wanted."""
+    used = {**_taken(found), spec.base_reference: found.labels.get(BASE_LABEL)}
+    pairs = ((reference, used.get(reference), wanted) for reference, wanted in spec.expected.items())
+    return [each for each in pairs if each[1] != each[2]]
 
 
 def _taken(found: ImageFacts) -> dict[str, str]:

@@ -231,9 +231,9 @@ def stale(resolved: Resolved, spec: ImageSpec) -> list[str]:
     found = []
     if resolved.platform != spec.platform:
         found.append(f"image.platform: {resolved.platform} was resolved, {spec.platform} is asked for")
-    wanted, pinned = set(floating_references(spec)), set(resolved.images)
-    found += [f"image {name}: not resolved" for name in sorted(wanted - pinned)]
-    found += [f"image {name}: not used any more" for name in sorted(pinned - wanted)]
+    wanted, known = set(floating_references(spec)), set(resolved.images)
+    found += [f"image {name}: not resolved" for name in sorted(wanted - known)]
+    found += [f"image {name}: not used any more" for name in sorted(known - wanted)]
     now = requirement_files(spec)
     for path in sorted({*now, *resolved.requirements}):
         if now.get(path) != resolved.requirements.get(path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import datetime
 
 from repro import explain, inputs, report
@@ -10,7 +9,7 @@ from repro.engine import Engine
 from repro.experiment import Value
 from repro.explain import Change
 from repro.housekeeping import time_of
-from repro.image import BASE_LABEL, MANIFEST_LABEL, SPEC_LABEL
+from repro.image import MANIFEST_LABEL, SPEC_LABEL, moved
 from repro.imagefacts import ImageFacts
 from repro.inputs import Inputs
 from repro.lockfile import Lock
@@ -70,16 +69,14 @@ def explained(spec: ImageSpec, engine: Engine, lock: Lock) -> Explanation:
 def _explanation(spec: ImageSpec, found: ImageFacts, why: str) -> Explanation:
     since = Since(tag=_tag(found, spec.name), id=found.id, created=time_of(found.created), why=why)
     if found.labels[SPEC_LABEL] == spec.digest:
-        return Explanation(since=since, changes=tuple(_other_base(spec, found)))
+        # what no registry has is no part of the hash, but the lock names the one that is meant
+        others = [
+            Change(input="repro.lock", what=reference, before=used, after=wanted)
+            for reference, used, wanted in moved(spec, found)
+        ]
+        return Explanation(since=since, changes=tuple(others))
     then = _inputs(found)
     return Explanation(since=since, changes=None if then is None else explain.changes(then, inputs.of_spec(spec)))
-
-
-def _other_base(spec: ImageSpec, found: ImageFacts) -> Iterator[Change]:
-    """A base that no registry has is no part of the hash, but the lock names the one that is meant."""
-    wanted, built_on = spec.expected.get(spec.base_reference), found.labels.get(BASE_LABEL)
-    if wanted is not None and wanted != built_on:
-        yield Change(input="repro.lock", what=spec.base_reference, before=built_on, after=wanted)
 
 
 def _locked(spec: ImageSpec, engine: Engine, lock: Lock) -> tuple[ImageFacts, str] | None:
