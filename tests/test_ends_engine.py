@@ -16,7 +16,7 @@ from repro import config, runner
 from repro.display import Display
 from repro.engine import Engine, connect
 from repro.plan import Plan
-from repro.project import Project
+from repro.project import Project, user_name
 from repro.record import Record, RunFolder
 from repro.refusal import CommandNotFoundError
 from repro.run import Session
@@ -47,7 +47,7 @@ def test_a_container_that_is_removed_by_hand_is_recorded_as_such(lab: Project) -
     record, folder = latest(lab)
     # the engine kills it before it forgets it: either may be seen
     assert (record.state, process.returncode) in [("lost", 3), ("killed", 1)], err
-    assert "its container is gone" in err or "ended from outside by SIGKILL" in err
+    assert "its container is gone" in err or "ended by SIGKILL" in err
     assert "Traceback" not in err
     assert folder.output_log.read_text() == "begun\n"
 
@@ -63,23 +63,35 @@ def test_outputs_with_any_name_are_recorded(lab: Project, repro: Repro) -> None:
     assert sorted(file.path for file in record.ended.outputs) == ["a b", "caf\\xe9", "d/e/f", "ü"]
 
 
-@pytest.mark.parametrize("interruption", [KeyboardInterrupt(), RuntimeError("a mistake of ours")])
-def test_whatever_happens_right_after_the_start_no_container_is_left(lab: Project, interruption: BaseException) -> None:
+def test_an_interruption_right_after_the_start_stops_the_run(lab: Project) -> None:
     script(lab, "toy.sh", "sleep 100")
     plan, engine = planned(lab, "resources.stop_grace=1.0")
 
     def started(_folder: RunFolder, _record: Record) -> None:
-        raise interruption
+        raise KeyboardInterrupt
 
-    if isinstance(interruption, KeyboardInterrupt):  # as at any other time
-        record = runner.execute(plan, engine, started=started)
-        assert record.ended is not None
-        assert record.ended.reason == runner.STOPPED_BY_USER
-    else:
-        with pytest.raises(RuntimeError, match="a mistake of ours"):
-            runner.execute(plan, engine, started=started)
-    record = RunFolder(Path(plan.folder)).read()
-    assert record.state == "killed"
+    record = runner.execute(plan, engine, started=started)
+    assert record.ended is not None
+    assert (record.state, record.ended.reason) == ("killed", f"stopped by {user_name()} (Ctrl-C)")
+    assert RunFolder(Path(plan.folder)).read() == record
+    assert containers(lab) == []
+
+
+def test_a_mistake_of_ours_does_not_end_a_run(lab: Project) -> None:
+    script(lab, "toy.sh", "echo begun; while [ ! -e /outputs/go ]; do sleep 0.05; done; echo over")
+    plan, engine = planned(lab)
+
+    def started(_folder: RunFolder, _record: Record) -> None:
+        raise RuntimeError("a mistake of ours")
+
+    with pytest.raises(RuntimeError, match="a mistake of ours"):
+        runner.execute(plan, engine, started=started)
+    folder = RunFolder(Path(plan.folder))
+    assert folder.read().state == "running"
+    (folder.outputs / "go").touch()
+    wait_for(lambda: not folder.lease.exists())
+    assert folder.read().state == "finished"
+    assert folder.output_log.read_text() == "begun\nover\n"
     assert containers(lab) == []
 
 

@@ -15,7 +15,6 @@ from repro.engine import Exit
 from repro.errors import BadInputError
 from repro.experiment import Resources
 from repro.record import End, Ended, FileUsed, Record, RunFolder, Started, folders, write_atomic
-from repro.runner import verdict
 from tests.conftest import as_nobody
 from tests.test_plan import decided
 
@@ -111,28 +110,6 @@ def test_the_manifest_names_what_cannot_be_read() -> None:
         done = as_nobody("from repro import manifest", "print(manifest.of(argument))", folder)
         (folder / "closed").chmod(0o700)
         assert done.stdout == "((), ('closed', 'listed/b', 'locked'))\n", done.stderr
-
-
-@pytest.mark.parametrize(
-    ("code", "oom", "stopped", "end", "says"),
-    [
-        (0, False, None, End.FINISHED, "exit code 0"),
-        (3, False, None, End.FAILED, "exit code 3"),
-        (137, True, None, End.OOM, "raise resources.memory"),
-        (1, True, None, End.OOM, "out of memory"),
-        (137, False, None, End.KILLED, "SIGKILL"),
-        (137, None, None, End.KILLED, "does not tell which"),
-        (143, False, None, End.KILLED, "SIGTERM"),
-        (143, False, End.KILLED, End.KILLED, "stopped by the user"),
-        (0, False, End.KILLED, End.KILLED, "stopped by the user"),
-        (143, False, End.TIMEOUT, End.TIMEOUT, "time limit"),
-    ],
-)
-def test_each_end_is_told_apart(code: int, oom: bool | None, stopped: End | None, end: End, says: str) -> None:
-    plan = msgspec.structs.replace(decided(resources=Resources(memory=1 << 30)), time_limit=5.0)
-    found, reason = verdict(Exit(code=code, oom=oom, error=""), stopped, plan)
-    assert found is end
-    assert says in reason
 
 
 def test_the_summary_tells_what_was_run_and_what_came_out() -> None:

@@ -86,18 +86,26 @@ def test_auto_without_gpus_runs_on_the_cpu_and_says_so(lab: Project, repro: Repr
     assert any("NO GPU" in notice for notice in record.started.notices)
 
 
-def test_an_engine_that_dies_during_the_run_is_waited_for_and_then_told(lab: Project, debian_base: str) -> None:
+def test_an_engine_that_dies_is_waited_for_and_the_run_gets_its_true_end_when_it_is_back(
+    lab: Project, repro: Repro, debian_base: str
+) -> None:
     with second_engine(gpus=None) as engine:
         engine.copy_image(debian_base)
         script(lab, "toy.sh", "echo begun; sleep 100")
         process = start(lab, "experiment=toy", "gpus=none", "tracking.enabled=false", DOCKER_HOST=engine.url)
         wait_for(lambda: begun(lab))
         engine.kill()
-        _out, err = process.communicate(timeout=90)
+        _out, err = process.communicate(timeout=120)
         assert process.returncode == 3, err
         assert "the engine went away" in err
         assert "Traceback" not in err
-        assert latest(lab)[0].state == "lost"
+        assert latest(lab)[0].state == "running"  # as far as anybody can know
+        engine.start()  # which ends what it finds running
+        done = repro("wait")
+        assert done.returncode == 1, done.stderr
+        record, _folder = latest(lab)
+        assert record.state == "killed"
+        assert "killed" in done.stderr
 
 
 def test_an_engine_that_keeps_its_containers_may_restart_during_a_run(lab: Project, debian_base: str) -> None:

@@ -22,7 +22,7 @@ import msgspec
 import pytest
 from filelock import FileLock
 
-from repro import runner, store, tracking, view
+from repro import keeping, store, tracking, view
 from repro.errors import BadInputError, EnvironmentUnfitError
 from repro.project import Project
 from repro.record import (
@@ -472,7 +472,7 @@ def test_a_run_that_did_not_take_place_leaves_nothing(project: Project, follower
     run = Run(project)
     follower.follow(run.folder)
     mlflow_run = until(lambda: tracking.mlflow_run(run.folder))
-    runner.discard(run.folder)
+    keeping.discard(run.folder)
     assert [reply.text for reply in follower.wait(10, run.folder)] == ["no run took place"]
     assert not run.folder.path.exists()
     assert client(run.uri).get_run(mlflow_run).info.lifecycle_stage == "deleted"

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from repro.experiment import Value
 
+TIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d+))?(Z|[+-]\d\d:\d\d)?$")
+UNKNOWN = datetime(1970, 1, 1, tzinfo=timezone.utc)
 BARE_ID = re.compile(r"[0-9a-f]{64}")
 LIMITS = {"memory": "MemoryLimit", "cpus": "CpuCfsQuota", "pids": "PidsLimit"}  # ours -> an engine's word for it
 
@@ -24,6 +27,7 @@ class EngineFacts(Value, frozen=True, kw_only=True):
     gpus: str  # how GPUs are announced: nvidia, cdi; "" for not at all (a hook may serve them all the same)
     data_root: str
     name: str  # host name
+    id: str = ""  # of this engine's state; Podman has none
     rootless: bool = False  # it runs as a user: root in its containers is that user
     unlimited: tuple[str, ...] = ()  # limits that it takes and does not keep: memory, cpus, pids
 
@@ -42,6 +46,77 @@ class ContainerFacts(Value, frozen=True, kw_only=True):
     labels: dict[str, str]  # its own, and those of its image
     state: str  # created, running, exited, ...
     created: int  # seconds since 1970
+
+
+class Exit(Value, frozen=True, kw_only=True):
+    """How a container ended, as its engine tells it."""
+
+    code: int
+    oom: bool | None  # None: the engine does not tell
+    error: str = ""
+    started: datetime | None = None
+    finished: datetime | None = None
+
+    @property
+    def lasted(self) -> timedelta | None:
+        """How long it ran, by the engine's clock."""
+        return self.finished - self.started if self.started and self.finished else None
+
+
+class Found(Value, frozen=True, kw_only=True):
+    """A container as somebody finds it who did not start it."""
+
+    id: str
+    state: str  # created, running, paused, exited, ...
+    started: datetime | None
+    gpus: tuple[str, ...] | int  # what it was created with: ids; a number (-1: all); () for none
+
+
+def exit_of(state: dict[str, Any], *, podman: bool) -> Exit | None:
+    """How a container ended, from the state in an answer to `/containers/ID/json`; None while it has not."""
+    if state.get("Running") or state.get("Status") in ("created", "configured", "initialized"):
+        return None
+    oom = bool(state.get("OOMKilled"))
+    untold = podman and state["ExitCode"] == 137 and not oom
+    return Exit(
+        code=state["ExitCode"],
+        oom=None if untold else oom,
+        error=state.get("Error") or "",
+        started=_moment(state.get("StartedAt")),
+        finished=_moment(state.get("FinishedAt")),
+    )
+
+
+def found(answer: dict[str, Any]) -> Found:
+    """The container in an answer to `/containers/ID/json`."""
+    requests = (answer.get("HostConfig") or {}).get("DeviceRequests") or []
+    state = answer["State"]
+    return Found(
+        id=answer["Id"],
+        state=state.get("Status") or ("running" if state.get("Running") else "exited"),
+        started=_moment(state.get("StartedAt")),
+        gpus=_gpus(requests[0]) if requests else (),
+    )
+
+
+def _gpus(request: dict[str, Any]) -> tuple[str, ...] | int:
+    ids = tuple(name.partition("=")[2] or name for name in request.get("DeviceIDs") or [])
+    return -1 if ids == ("all",) else ids or int(request.get("Count") or 0) or ()
+
+
+def _moment(text: str | None) -> datetime | None:
+    """A time that an engine writes; of what has not happened it writes the year 1."""
+    when = time_of(text or "")
+    return None if when.year < 1980 else when
+
+
+def time_of(text: str) -> datetime:
+    """When an engine says that it was; engines write nanoseconds, or nothing at all."""
+    found = TIME.match(text)
+    if found is None:
+        return UNKNOWN
+    micro = (found[2] or "").ljust(6, "0")[:6]
+    return datetime.fromisoformat(f"{found[1]}.{micro}{(found[3] or 'Z').replace('Z', '+00:00')}")
 
 
 def container_facts(found: dict[str, Any]) -> ContainerFacts:
@@ -72,6 +147,7 @@ def engine_facts(info: dict[str, Any], version: dict[str, Any]) -> EngineFacts:
         gpus="" if podman else _gpu_support(info),  # Podman names runtimes that its Docker API does not use
         data_root=info.get("DockerRootDir", ""),
         name=info.get("Name", ""),
+        id=info.get("ID", "") or "",
         rootless=any(option.startswith("name=rootless") for option in info.get("SecurityOptions") or []),
         unlimited=tuple(ours for ours, word in LIMITS.items() if info.get(word) is False),
     )

@@ -6,17 +6,19 @@ Nothing heavy is imported before a verb needs it: `repro rebuild --if-changed` a
 from __future__ import annotations
 
 import argparse
+import contextlib
 import signal
 import sys
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
-from repro import __version__, imaging, locking, report
+from repro import __version__, imaging, life, locking, report
 from repro.display import Display, guarded
 from repro.errors import BadInputError, ExitCode
+from repro.lookup import find
 from repro.project import Project
-from repro.record import Record, RunFolder, folders
+from repro.record import folders
 
 
 def entry() -> None:
@@ -33,6 +35,8 @@ def main(arguments: Sequence[str]) -> int:
     parsed = parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's stop is a Ctrl-C
     display = Display(verbose=getattr(parsed, "verbose", False))
+    if parsed.verb in (runs, show, sync):  # those of `life` do it for the runs that they are asked for
+        _true_again(display)
     return guarded(display, lambda: parsed.verb(parsed, display))
 
 
@@ -62,8 +66,7 @@ def parser() -> argparse.ArgumentParser:
     add(runs, "runs", "recorded runs, newest first", json=True)
     command = add(show, "show", "one run: what it was, what came out", json=True)
     command.add_argument("run", nargs="?", default="latest", help="run id, MLflow run id, a unique prefix, or latest")
-    command = add(logs, "logs", "what a run printed")
-    command.add_argument("run", nargs="?", default="latest", help="as for show")
+    life.register(add)
     command = add(sync, "sync", "bring MLflow up to date with the run folders", json=True)
     command.add_argument("run", nargs="?", help="as for show; without it, every run that is not in MLflow yet")
 
@@ -76,28 +79,15 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def find(project: Project, wanted: str) -> tuple[Record, RunFolder]:
-    """The run of an id, an MLflow run id, a unique prefix of either, or `latest`.
+def _true_again(display: Display) -> None:
+    """Take over what commands that were killed have left, before anybody reads of it."""
+    from repro import sweep
 
-    Raises:
-        BadInputError: none, or several.
-    """
-    from repro import tracking
-
-    everything = folders(project.runs)
-    if not everything:
-        raise BadInputError(f"no run is recorded in {project.runs}", hints=["make one: `repro run experiment=NAME`"])
-    if wanted == "latest":
-        return everything[-1].read(), everything[-1]
-    found = [folder for folder in everything if folder.path.name.startswith(wanted)]
-    found = found or [folder for folder in everything if tracking.mlflow_run(folder).startswith(wanted)]
-    if len(found) == 1:
-        return found[0].read(), found[0]
-    if not found:
-        raise BadInputError(f"no run begins with {wanted!r}", hints=["`repro runs` lists them"])
-    raise BadInputError(
-        f"{wanted!r} is the beginning of {len(found)} runs", evidence=[folder.path.name for folder in found]
-    )
+    with contextlib.suppress(BadInputError, OSError):
+        taken = sweep.take_over(Project.find(Path.cwd()))
+        for each in taken:
+            display.notice(f"run {each.folder.path.name} was left by its command, and is kept again from now on")
+        sweep.settle(taken)
 
 
 # verbs ----------------------------------------------------------------------------------------------------------
@@ -148,16 +138,6 @@ def show(args: argparse.Namespace, _display: Display) -> int:
         inside = inventory.read(folder.packages)
         packages = f"{inside.summary}; {folder.packages}" if inside else ""
         print(report.summary(record, folder, journal.latest(folder), tracking.status(folder), packages))
-    return ExitCode.OK
-
-
-def logs(args: argparse.Namespace, _display: Display) -> int:
-    """What a run printed, byte for byte."""
-    _record, folder = find(Project.find(Path.cwd()), args.run)
-    if folder.output_log.is_file():
-        with folder.output_log.open("rb") as log:
-            while block := log.read(1 << 16):
-                sys.stdout.buffer.write(block)
     return ExitCode.OK
 
 

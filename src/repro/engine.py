@@ -12,17 +12,20 @@ import socket
 import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime, timezone
 from functools import cached_property
 from typing import Any, BinaryIO
 
 from repro import answers, endpoint, imagefacts, refusal
-from repro.answers import ContainerFacts, EngineFacts
-from repro.errors import BadInputError, EngineUnreachableError, EnvironmentUnfitError
+from repro.answers import ContainerFacts, EngineFacts, Exit, Found
+from repro.errors import BadInputError, EngineUnreachableError, EnvironmentUnfitError, ReproError
 from repro.experiment import Value
 from repro.imagefacts import ImageFacts
 
 SILENT_SECONDS = 3600.0  # that an engine may need for a large image without a word
 
+# Docker's usual form of a container's log changes bytes that are not UTF-8, and may be set to drop old lines
+LOG_OPTIONS = {"max-size": "1000000g", "max-file": "1", "compress": "false"}
 NO_DEVICE = "repro-asks-whether-requests-count"
 
 
@@ -55,16 +58,8 @@ class ContainerSpec(Value, frozen=True, kw_only=True):
     interactive: bool = False
 
 
-class Exit(Value, frozen=True, kw_only=True):
-    """How a container ended, as its engine tells it."""
-
-    code: int
-    oom: bool | None  # None: the engine does not tell
-    error: str
-
-
-def connect(timeout: int = 60) -> Engine:
-    """The engine of DOCKER_HOST, of the current Docker context, or of the default socket.
+def connect(host: str | None = None, timeout: int = 60) -> Engine:
+    """The engine at `host`; without one that of DOCKER_HOST, of the current Docker context, or of the default socket.
 
     Raises:
         EngineUnreachableError: none answers there.
@@ -72,7 +67,7 @@ def connect(timeout: int = 60) -> Engine:
     """
     import docker
 
-    host = endpoint.host()
+    host = host or endpoint.host()
     try:
         client = docker.from_env(timeout=timeout, environment={**os.environ, "DOCKER_HOST": host})
         client.ping()
@@ -167,6 +162,12 @@ class Engine:
             return answers.engine_facts(self.client.info(), self.client.version())
 
     @cached_property
+    def id(self) -> str:
+        """Of this engine's state: another one does not know its containers; "" where engines have none."""
+        with translated("asking the engine about itself"):
+            return str(self.client.info().get("ID") or "")
+
+    @cached_property
     def podman(self) -> bool:
         """Whether this is Podman behind Docker's API."""
         with translated("asking the engine about itself"):
@@ -258,6 +259,7 @@ class Engine:
             GpuRefusedError: the engine would take its wish for GPUs and ignore it.
             EnvironmentUnfitError: the engine refuses it.
         """
+        from docker.types import LogConfig
         from docker.types import Mount as EngineMount
 
         api = self.client.api
@@ -277,6 +279,7 @@ class Engine:
                 cap_drop=["ALL"],
                 security_opt=["no-new-privileges:true"],
                 init=True,
+                log_config=None if self.podman else LogConfig(type="local", config=LOG_OPTIONS),
             )
             made = api.create_container(
                 spec.image,
@@ -359,15 +362,26 @@ class Engine:
                 return None
             return self.exit(container)
 
+    def find(self, container: str) -> Found | None:
+        """The container of this name or id; None when there is none."""
+        with suppress(refusal.ContainerGoneError), _of_container("looking for the container"):
+            return answers.found(self.client.api.inspect_container(container))
+        return None
+
+    def signals(self, container: str, *, since: datetime) -> tuple[str, ...]:
+        """The signals that the engine was asked to send to a container, as numbers or names; old ones are forgotten."""
+        now = datetime.now(timezone.utc)
+        filters = {"container": container, "event": "kill"}
+        with suppress(ReproError), translated("asking for the engine's events"):
+            events = self.client.api.events(since=since, until=now, filters=filters, decode=True)
+            return tuple(event["Actor"]["Attributes"].get("signal", "") for event in events)
+        return ()
+
     def exit(self, container: str) -> Exit | None:
         """How the container ended, from its state; None while it runs."""
         with _of_container("inspecting the container"):
             state = self.client.api.inspect_container(container)["State"]
-        if state.get("Running"):
-            return None
-        oom = bool(state.get("OOMKilled"))
-        untold = self.podman and state["ExitCode"] == 137 and not oom
-        return Exit(code=state["ExitCode"], oom=None if untold else oom, error=state.get("Error") or "")
+        return answers.exit_of(state, podman=self.podman)
 
     def stop(self, container: str, grace: float) -> None:
         """Ask the container to end (SIGTERM), and kill it `grace` seconds later."""

@@ -6,13 +6,12 @@ import contextlib
 import hashlib
 import json
 import os
-import re
 from collections.abc import Collection, Iterator, Sequence
-from datetime import datetime, timezone
+from datetime import datetime
 from pathlib import Path
 
 from repro import pins, repodigest, report
-from repro.answers import ContainerFacts
+from repro.answers import ContainerFacts, time_of
 from repro.engine import Engine
 from repro.errors import ReproError
 from repro.experiment import Value
@@ -21,10 +20,8 @@ from repro.lockfile import Lock
 from repro.project import cache_folder
 from repro.record import RunFolder, folders, write_atomic
 
-TIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.\d+)?(Z|[+-]\d\d:\d\d)?$")
 REMEMBERED = "runs"  # in the cache folder: a file for each folder with runs that any project has used
 TEMPORARY = ":building-"  # in the tag of an image until it is whole
-UNKNOWN = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 
 class Row(Value, frozen=True, kw_only=True):
@@ -124,12 +121,6 @@ def _needs(folder: RunFolder) -> tuple[str, str]:
             return str(json.loads(folder.record.read_bytes())["planned"]["image"]["id"]), folder.path.name
         return "", folder.path.name
     return planned.image.id, planned.run
-
-
-def time_of(text: str) -> datetime:
-    """When an engine says that it was; engines write nanoseconds, or nothing at all."""
-    found = TIME.match(text)
-    return datetime.fromisoformat(f"{found[1]}{(found[2] or 'Z').replace('Z', '+00:00')}") if found else UNKNOWN
 
 
 def plan_images(

@@ -35,12 +35,17 @@ def containers(found: Iterable[ContainerFacts], *, user: str, now: float) -> lis
     for each in found:
         if probe.LABEL in each.labels and now - each.created > STARTING:  # of a process that was killed
             why = "it looked into an image, and nobody waits for it"
-            removals.append(Removal(kind="container", name=each.name, id=each.id, size=0, loses=why))
+            removals.append(removal(each, why))
         if not each.labels.keys() >= {RUN_LABEL, "repro.folder"} or each.labels.get(USER_LABEL, user) != user:
             continue
         if why := _over(each, now):
-            removals.append(Removal(kind="container", name=each.name, id=each.id, size=0, loses=why))
+            removals.append(removal(each, why))
     return removals
+
+
+def removal(container: ContainerFacts, why: str) -> Removal:
+    """The removal of a container."""
+    return Removal(kind="container", name=container.name, id=container.id, size=0, loses=why)
 
 
 def _over(container: ContainerFacts, now: float) -> str:

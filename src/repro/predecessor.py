@@ -5,10 +5,10 @@ from __future__ import annotations
 from datetime import datetime
 
 from repro import explain, inputs, report
+from repro.answers import time_of
 from repro.engine import Engine
 from repro.experiment import Value
 from repro.explain import Change
-from repro.housekeeping import time_of
 from repro.image import MANIFEST_LABEL, SPEC_LABEL, moved
 from repro.imagefacts import ImageFacts
 from repro.inputs import Inputs

@@ -129,6 +129,9 @@ class Started(Value, frozen=True, kw_only=True):
     container: str  # id
     gpus: str  # what the container was given: none, all, a number, or ids separated by commas
     notices: tuple[str, ...] = ()  # what the user was told at the start: no GPU to be had, ...
+    engine: str = ""  # id of the engine that has it; "" where engines have none
+    endpoint: str = ""  # its address
+    boot: str = ""  # changes when this machine is restarted
 
 
 class Ended(Value, frozen=True, kw_only=True):
@@ -169,11 +172,15 @@ class RunFolder:
         self.packages = self.inputs / PACKAGES
         self.logs = path / "logs"
         self.output_log = self.logs / "output.log"  # the container's stdout and stderr
+        self.output_times = self.logs / "output.times"  # when it had how many bytes
         self.journal = path / "journal"
         self.diff = path / "uncommitted.diff.txt"
         self.tracking = path / "tracking.json"  # where MLflow has got to; written by `tracking` alone
         self.ignore = path / ".gitignore"  # of a folder that the user chose, perhaps inside their repository
         self.reserve = path / ".reserve"  # room for the last record on a disk that the run has filled
+        self.lease = path / ".lease"  # held by the process that keeps the run; there until it is over
+        self.stop = path / "stop.json"  # who asked the run to stop
+        self.files = (self.record, self.reserve, self.config_json, self.config_yaml, self.diff, self.ignore, self.lease)
 
     def write(self, record: Record) -> None:
         """Replace record.json in one step: a reader sees the old or the new one, whole."""

@@ -24,11 +24,13 @@ from repro import (
     image,
     inputs,
     journal,
+    keeping,
     ledger,
     lockfile,
     report,
     runner,
     source,
+    sweep,
 )
 from repro import plan as planning
 from repro.answers import EngineFacts
@@ -52,6 +54,9 @@ def parser() -> argparse.ArgumentParser:
     flags = argparse.ArgumentParser(prog="repro run", add_help=False, allow_abbrev=False)
     flags.add_argument("--plan", action="store_true", help="print what would run, and run nothing")
     flags.add_argument("--locked", action="store_true", help="refuse when the image does not match repro.lock")
+    flags.add_argument(
+        "-d", "--detach", action="store_true", help="print the run's id when it has started, and leave it"
+    )
     flags.add_argument("--json", action="store_true", help="print the record instead of the summary")
     flags.add_argument("-v", "--verbose", action="store_true", help="stream the build's and the container's output")
     return flags
@@ -78,8 +83,16 @@ def _main(flags: argparse.Namespace, for_hydra: list[str], argv: tuple[str, ...]
             codes.append(error.exit_code)
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's stop is a Ctrl-C
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the end of a terminal is not the end of a run
     if {"-m", "--multirun"} & set(for_hydra):  # Hydra writes there before the snapshot is taken
+        if flags.detach:
+            raise BadInputError(
+                "-d and -m together: the jobs of a multirun run one after the other, which somebody has to see to",
+                hints=["nohup repro run -m … &", "or start each with -d"],
+            )
         ignored_folder(session.project.runs)
+    for taken in sweep.take_over(session.project):
+        display.notice(f"run {taken.folder.path.name} was left by its command, and is kept again from now on")
     try:
         config.run(session.project, for_hydra, job)
     finally:
@@ -106,6 +119,10 @@ def _job(session: Session, composed: config.Composed, flags: argparse.Namespace,
     if flags.plan:
         print(report.as_json(plan))
         return ExitCode.OK
+    if flags.detach:
+        record, folder = session.detach(plan)
+        print(report.as_json(record) if flags.json else record.planned.run, flush=True)
+        return ExitCode.OK
     record, folder = session.execute(plan)
     wait = composed.experiment.tracking.wait
     if wait is None and composed.sweep:  # its jobs do not wait for MLflow one after the other: it catches up by itself
@@ -114,12 +131,13 @@ def _job(session: Session, composed: config.Composed, flags: argparse.Namespace,
     metrics = journal.latest(folder)
     if record.started and record.started.gpus != "none" and journal.tags(folder).get(FRAMEWORK_GPUS) == "0":
         display.notice("the container had GPUs, but the experiment's framework saw none: does the image hold CUDA?")
-    print(report.as_json(record) if flags.json else report.summary(record, folder, metrics, mlflow), flush=True)
+    with suppress(OSError):  # the terminal may have gone
+        print(report.as_json(record) if flags.json else report.summary(record, folder, metrics, mlflow), flush=True)
     ended = record.ended
     if ended is None or ended.end is End.FINISHED:
         return ExitCode.OK
     display.line(f"repro: {report.failure(record, folder)}")
-    if ended.end is End.KILLED and ended.reason == runner.STOPPED_BY_USER:
+    if ended.end is End.KILLED and keeping.interrupted(folder):
         raise KeyboardInterrupt  # it is meant for the whole multirun
     return ExitCode.ENVIRONMENT if ended.end is End.LOST else ExitCode.NO
 
@@ -336,13 +354,31 @@ class Session:
             step.detail = report.outcome(record)
         return record, folder
 
-    def _started(self, folder: RunFolder, record: Record) -> None:
+    def detach(self, plan: planning.Plan) -> tuple[Record, RunFolder]:
+        """Start the plan, and let a process of its own keep the run."""
+        ignored_folder(self.project.runs)
+        housekeeping.remember(Path(plan.folder).parent)
+        with self.display.step("run") as step:
+            held, record = runner.launch(plan, self.engine)
+            for notice in record.started.notices if record.started else ():
+                self.display.notice(notice)
+            self._recorded(held.folder, record)
+            runner.hand_over(held, self.project)
+            step.detail = (
+                f"started; `repro attach {record.planned.run}` looks on, `repro stop {record.planned.run}` ends it"
+            )
+        return record, held.folder
+
+    def _recorded(self, folder: RunFolder, record: Record) -> None:
         self.let_prune()
         self._link(record.planned.run, folder)
         here = folder.path.is_relative_to(self.project.root)
         if here and not folder.path.is_relative_to(self.project.runs):  # the user chose it, perhaps where git looks
             with suppress(EnvironmentUnfitError):
                 ignored_folder(folder.path)
+
+    def _started(self, folder: RunFolder, record: Record) -> None:
+        self._recorded(folder, record)
         # only now: MLflow's import would compete with the start of the container for the machine's cores
         if record.planned.tracking_uri is not None:
             try:

@@ -6,81 +6,105 @@ It decides nothing and needs the plan alone, so that it can happen on another ma
 from __future__ import annotations
 
 import contextlib
-import re
-import shutil
-import time
 from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 
 import msgspec
 
-from repro import manifest, terminal
-from repro.engine import ContainerSpec, Engine, Exit
-from repro.errors import BadInputError, EngineUnreachableError, EnvironmentUnfitError
-from repro.experiment import Value
+from repro import lease, terminal
+from repro.answers import Found
+from repro.engine import ContainerSpec, Engine
+from repro.errors import BadInputError, EnvironmentUnfitError
+from repro.keeping import Keeper, boot, discard
+from repro.lease import Lease
 from repro.plan import Plan, gpus_text
-from repro.pump import Echo, Pump
-from repro.record import End, Ended, FileUsed, Record, RunFolder, Started
-from repro.refusal import ContainerGoneError, GpuRefusedError, command_not_found
-
-RECONNECT_SECONDS = 15.0
-INIT_REFUSAL = re.compile(r"\[FATAL tini|ERROR \(catatonit:\d+\): failed to exec ")  # Docker's init, and Podman's
-STOPPED_BY_USER = "stopped by the user"
+from repro.project import Project
+from repro.record import Record, RunFolder, Started
+from repro.refusal import CommandNotFoundError, GpuRefusedError
 
 
-def prepare(plan: Plan) -> RunFolder:
-    """Make the run folder, with everything that the container will see in it.
+def prepare(plan: Plan) -> Lease:
+    """Make the run folder, with everything that the container will see in it; the run is ours to keep.
 
     Raises:
         EnvironmentUnfitError: the disk does not take it.
         BadInputError: something lies there already.
     """
-    import yaml
-
     folder = RunFolder(Path(plan.folder))
     if folder.path.exists() and not _is_empty(folder.path):  # where a run does not start, all of it is removed again
         raise BadInputError(
             f"the folder for this run is not empty: {folder.path}",
             hints=["choose another hydra.run.dir; left alone, it is a new folder below runs/"],
         )
+    held: Lease | None = None
     try:
         for path in (folder.outputs, folder.journal, folder.logs):
             path.mkdir(parents=True, exist_ok=True)
-        folder.config_json.write_bytes(msgspec.json.encode(plan.planned.config))
-        text = yaml.safe_dump(plan.planned.config, sort_keys=False, allow_unicode=True)
-        folder.config_yaml.write_text(text, encoding="utf-8")
-        if plan.diff:
-            folder.diff.write_text(plan.diff, encoding="utf-8")
-        for name, text in plan.inputs.items():
-            (folder.inputs / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder.inputs / name).write_text(text, encoding="utf-8")
-        folder.write(Record(planned=plan.planned))
-    except OSError as error:
+        held = lease.take(folder)
+        assert held is not None  # noqa: S101 - the folder is new: nobody else knows of it
+        _fill(folder, plan)
+    except BaseException as error:
         discard(folder)
+        if held:
+            held.release()
+        if not isinstance(error, OSError):
+            raise
         raise EnvironmentUnfitError(
             f"the run folder {folder.path} cannot be written",
             evidence=[str(error)],
             hints=["free some space or make it writable; REPRO_RUNS_DIR or hydra.run.dir puts runs elsewhere"],
         ) from error
-    except BaseException:
-        discard(folder)
-        raise
-    return folder
+    return held
+
+
+def _fill(folder: RunFolder, plan: Plan) -> None:
+    import yaml
+
+    folder.config_json.write_bytes(msgspec.json.encode(plan.planned.config))
+    text = yaml.safe_dump(plan.planned.config, sort_keys=False, allow_unicode=True)
+    folder.config_yaml.write_text(text, encoding="utf-8")
+    if plan.diff:
+        folder.diff.write_text(plan.diff, encoding="utf-8")
+    for name, text in plan.inputs.items():
+        (folder.inputs / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder.inputs / name).write_text(text, encoding="utf-8")
+    folder.write(Record(planned=plan.planned))
 
 
 def _is_empty(path: Path) -> bool:
     return path.is_dir() and not any(path.iterdir())
 
 
-def discard(folder: RunFolder) -> None:
-    """Remove what `prepare` made: no run took place."""
-    for path in (folder.outputs, folder.journal, folder.logs, folder.inputs):
-        shutil.rmtree(path, ignore_errors=True)
-    for file in (folder.record, folder.reserve, folder.config_json, folder.config_yaml, folder.diff, folder.ignore):
-        file.unlink(missing_ok=True)
-    if _is_empty(folder.path):
-        folder.path.rmdir()
+def launch(plan: Plan, engine: Engine) -> tuple[Lease, Record]:
+    """Start the plan's container. Its run is on disk, and ours to keep.
+
+    Raises:
+        EnvironmentUnfitError: it could not be started; no run took place and nothing is left.
+    """
+    held = prepare(plan)
+    try:
+        container, gpus, notices = _launch(plan.container, engine, cpu_fallback=plan.cpu_fallback)
+        at = datetime.now(timezone.utc)
+        started = _started(engine, container=container, at=at, gpus=gpus, notices=notices)
+        record = Record(planned=plan.planned, started=started)
+        held.folder.write(record)
+    except BaseException:
+        _undo(plan, engine, held)
+        raise
+    return held, record
+
+
+def _started(engine: Engine, *, container: str, at: datetime, gpus: str, notices: tuple[str, ...]) -> Started:
+    return Started(
+        at=at,
+        container=container,
+        gpus=gpus,
+        notices=notices,
+        engine=engine.id,
+        endpoint=engine.host_url,
+        boot=boot(),
+    )
 
 
 def execute(
@@ -98,68 +122,68 @@ def execute(
 
     Raises:
         EnvironmentUnfitError: the container could not be started; no run took place and nothing is left.
+        LeftError: the engine went away in the middle; the run is still open.
     """
-    folder = prepare(plan)
-    try:
-        container, gpus, notices = _launch(plan.container, engine, cpu_fallback=plan.cpu_fallback)
-        at = datetime.now(timezone.utc)
-        record = Record(planned=plan.planned, started=Started(at=at, container=container, gpus=gpus, notices=notices))
-        folder.write(record)
-    except BaseException:
-        _undo(plan, engine, folder)
-        raise
-    pump, echo = Pump(engine, container, folder.output_log), Echo(folder.output_log, output)
+    held, record = launch(plan, engine)
 
     def begin() -> None:
-        pump.start()
-        echo.start()
-        for notice in notices:
+        for notice in record.started.notices if record.started else ():
             say(notice)
-        started(folder, record)
+        started(held.folder, record)
 
     try:
-        record = _conclude(record, _supervise(plan, engine, container, begin, say), folder, pump)
-    except BaseException as error:
-        _release(engine, container, say)
-        _record_failure(record, folder, error)
+        return Keeper(held, record, engine, say).keep(begin=begin, output=output)
+    except (KeyboardInterrupt, CommandNotFoundError):  # it is over
         raise
-    finally:
-        echo.over.set()
-    if not pump.is_alive():  # else the engine holds the only copy of some output
-        _release(engine, container, say)
-    echo.finish()
+    except BaseException:  # the engine is away, or a mistake of ours: no reason to end the run
+        hand_over(held, Project(Path(plan.planned.project)))
+        raise
+
+
+def hand_over(held: Lease, project: Project) -> None:
+    """Let a process of its own keep the run from now on."""
+    held.release()
+    lease.spawn(held.folder, project)
+
+
+def recover(held: Lease, engine: Engine) -> Record | None:
+    """The record of a run whose command was killed around the start of its container; None: no run took place.
+
+    Nothing is left of a run that did not take place.
+    """
+    folder = held.folder
+    if not folder.record.exists():
+        if not folder.outputs.is_dir() or _is_empty(folder.outputs):
+            discard(folder)
+        return None
+    record = folder.read()
+    if record.started:
+        return record
+    name = f"repro-{record.planned.run}"
+    found = engine.find(name)
+    if found is None or found.started is None:
+        if found:
+            engine.remove(found.id)
+        discard(folder)
+        return None
+    record = _adopted(record, found, engine)
+    folder.write(record)
     return record
 
 
-class _Ending(Value, frozen=True, kw_only=True):
-    """What became of the container."""
+def _adopted(record: Record, found: Found, engine: Engine) -> Record:
+    assert found.started is not None  # noqa: S101 - `recover` has looked
+    gpus = gpus_text(found.gpus).replace("id ", "")
+    started = _started(engine, container=found.id, at=found.started, gpus=gpus, notices=())
+    return msgspec.structs.replace(record, started=started)
 
-    end: End
-    exit_code: int | None
-    reason: str
 
-
-def _undo(plan: Plan, engine: Engine, folder: RunFolder) -> None:
+def _undo(plan: Plan, engine: Engine, held: Lease) -> None:
     """No run took place: the container goes, by its name, since its id may not have arrived yet."""
     with contextlib.suppress(EnvironmentUnfitError):
         engine.remove(plan.container.name)
-    discard(folder)
-
-
-def _release(engine: Engine, container: str, say: Callable[[str], None]) -> None:
-    try:
-        engine.remove(container)
-    except EnvironmentUnfitError as error:
-        why = " ".join([error.what, *error.evidence])
-        say(f"the container may still be there ({why}); `docker rm -f {container}` removes it")
-
-
-def _record_failure(record: Record, folder: RunFolder, error: BaseException) -> None:
-    """Something else than the run ended it: a third Ctrl-C, a failure of ours. The record says that it is over."""
-    if folder.record.exists() and folder.read().ended is None:
-        why = STOPPED_BY_USER if isinstance(error, KeyboardInterrupt) else f"repro itself failed: {error!r}"
-        ended = Ended(at=datetime.now(timezone.utc), end=End.KILLED, exit_code=None, reason=why, outputs=())
-        folder.write(msgspec.structs.replace(record, ended=ended))
+    discard(held.folder)
+    held.release()
 
 
 def converse(
@@ -172,9 +196,10 @@ def converse(
     Raises:
         EnvironmentUnfitError: the container could not be started; nothing is left.
     """
-    folder = prepare(plan)
-    for file in (folder.record, folder.reserve):  # what is done by hand is no run
+    held = prepare(plan)
+    for file in (held.folder.record, held.folder.reserve):  # what is done by hand is no run
         file.unlink(missing_ok=True)
+    held.end()
     spec = msgspec.structs.replace(plan.container, command=command, interactive=True)
     with contextlib.ExitStack() as sockets:
         lines = []  # to the container; the last one counts
@@ -185,7 +210,7 @@ def converse(
         try:
             container, _gpus, notices = _launch(spec, engine, cpu_fallback=plan.cpu_fallback, created=created)
         except BaseException:
-            _undo(plan, engine, folder)
+            _undo(plan, engine, held)
             raise
         started()
         for notice in notices:
@@ -226,140 +251,3 @@ def _launch(
             engine.remove(container)
         raise
     return container, gpus_text(spec.gpus).replace("id ", ""), ()
-
-
-def _supervise(
-    plan: Plan, engine: Engine, container: str, begin: Callable[[], None], say: Callable[[str], None]
-) -> _Ending:
-    """Wait for the container's end, or bring it about: at the time limit, at Ctrl-C."""
-    stopped: End | None = None
-    exited: Exit | None = None
-    try:
-        try:
-            begin()
-            exited = _wait(engine, container, plan.time_limit, say)
-            if exited is None:
-                stopped = End.TIMEOUT
-                say(f"time limit of {plan.time_limit:g} s reached: stopping the container")
-                engine.stop(container, plan.stop_grace)
-        except KeyboardInterrupt:
-            if exited is None:  # else it was over already
-                stopped = stopped or End.KILLED
-                _interrupt(engine, container, plan.stop_grace, say)
-        exited = exited or _wait(engine, container, None, say)
-    except ContainerGoneError:
-        return _Ending(
-            end=End.LOST, exit_code=None, reason="its container is gone: somebody, or its engine, removed it"
-        )
-    except EngineUnreachableError as error:
-        reason = f"the engine went away and did not come back: {error.what}"
-        return _Ending(end=End.LOST, exit_code=None, reason=reason)
-    assert exited is not None  # noqa: S101 - `_wait` without a time limit ends with an exit
-    end, reason = verdict(exited, stopped, plan)
-    return _Ending(end=end, exit_code=exited.code, reason=reason)
-
-
-def _conclude(record: Record, ending: _Ending, folder: RunFolder, pump: Pump) -> Record:
-    """The finished record, on disk.
-
-    Raises:
-        CommandNotFoundError: no run took place, and nothing is left of it.
-    """
-    at = datetime.now(timezone.utc)
-    remarks = [ending.reason]
-
-    def write(outputs: tuple[FileUsed, ...]) -> Record:
-        reason = "; ".join(remarks)
-        ended = Ended(at=at, end=ending.end, exit_code=ending.exit_code, reason=reason, outputs=outputs)
-        finished = msgspec.structs.replace(record, ended=ended)
-        folder.write(finished)
-        return finished
-
-    if ending.end is End.LOST:
-        pump.give_up()
-    if not pump.finish():
-        remarks.append("the end of its output is still with the engine: `docker logs` has it")
-    if refusal := _init_refusal(ending, folder):
-        discard(folder)
-        raise command_not_found(refusal)
-    if pump.disk_error:
-        remarks.append(f"the disk of the run folder does not take more: {pump.disk_error}")
-        folder.reserve.unlink(missing_ok=True)  # the record and the last lines are what it is for
-        with contextlib.suppress(OSError), folder.output_log.open("ab") as log:
-            log.write(pump.missed)
-    try:
-        outputs, unread = manifest.of(folder.outputs)
-    except KeyboardInterrupt:
-        remarks.append("interrupted while its outputs were listed: they are all there, but not in this record")
-        write(())
-        raise
-    if unread:
-        remarks.append(f"{len(unread)} of its outputs cannot be read and are not listed, as {unread[0]}")
-    return write(outputs)
-
-
-def _init_refusal(ended: _Ending, folder: RunFolder) -> str:
-    """What the container's init says when it cannot start the command; "" when the command did start."""
-    if ended.exit_code not in (1, 126, 127) or not folder.output_log.is_file():
-        return ""
-    with folder.output_log.open(encoding="utf-8", errors="replace") as log:
-        text = log.read(1000)
-    return text.strip() if INIT_REFUSAL.match(text) else ""
-
-
-def _wait(engine: Engine, container: str, time_limit: float | None, say: Callable[[str], None]) -> Exit | None:
-    """Wait for the end, through a restart of the engine that keeps its containers; None: the time is up."""
-    deadline = None if time_limit is None else time.monotonic() + time_limit
-    while True:
-        try:
-            left = None if deadline is None else max(0.1, deadline - time.monotonic())
-            return engine.wait(container, timeout=left)
-        except EngineUnreachableError:
-            say(f"the engine does not answer; waiting up to {RECONNECT_SECONDS:g} s for it to come back")
-            _reconnect(engine, container)
-
-
-def _reconnect(engine: Engine, container: str) -> None:
-    give_up = time.monotonic() + RECONNECT_SECONDS
-    while True:
-        try:
-            engine.exit(container)
-        except EngineUnreachableError:
-            if time.monotonic() > give_up:
-                raise
-            time.sleep(0.5)
-        else:
-            return
-
-
-def _interrupt(engine: Engine, container: str, grace: float, say: Callable[[str], None]) -> None:
-    say(f"stopping the container (up to {grace:g} s; Ctrl-C again kills it)")
-    try:
-        engine.stop(container, grace)
-    except KeyboardInterrupt:
-        engine.kill(container)
-
-
-def verdict(exited: Exit, stopped: End | None, plan: Plan) -> tuple[End, str]:
-    """How the run ended and why, in words; `stopped` is what we did to it."""
-    if stopped is End.KILLED:
-        return End.KILLED, STOPPED_BY_USER
-    if stopped is End.TIMEOUT:
-        return End.TIMEOUT, f"stopped at its time limit of {plan.time_limit:g} s (resources.time_limit)"
-    if exited.code == 0:
-        return End.FINISHED, "exit code 0"
-    if exited.oom:
-        limit = f" at {plan.container.memory / 2**30:g} GiB" if plan.container.memory else ""
-        return End.OOM, f"out of memory{limit}: raise resources.memory, or use less"
-    if exited.code in (137, 143):
-        return End.KILLED, _signal(exited, plan.container.memory)
-    return End.FAILED, f"exit code {exited.code}" + (f": {exited.error}" if exited.error else "")
-
-
-def _signal(exited: Exit, memory: int | None) -> str:
-    if exited.code == 143:
-        return "ended from outside by SIGTERM"
-    if exited.oom is None and memory:
-        limit = f"its limit of {memory / 2**20:,.0f} MiB (resources.memory)"
-        return f"ended by SIGKILL, from outside or at {limit}: the engine does not tell which"
-    return "ended from outside by SIGKILL"

@@ -108,6 +108,12 @@ def mlflow_run(folder: RunFolder) -> str:
     return known.run if known else ""
 
 
+def complete(folder: RunFolder) -> bool:
+    """Whether MLflow has all of a run that is over."""
+    known = state(folder)
+    return known is not None and known.ended and known.artifacts
+
+
 def status(folder: RunFolder) -> str:
     """What a person should know of a run's place in MLflow, in one line."""
     known, record = state(folder), folder.read()

@@ -1,0 +1,336 @@
+"""A started run -> its finished record, whoever keeps it: the command that started it, or one that took it over.
+
+Everything needed is in the run folder and with the engine, so that it does not matter who dies in between.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+
+import msgspec
+
+from repro import lease, manifest
+from repro.answers import Exit
+from repro.ending import Circumstance, StopRequest, verdict
+from repro.engine import Engine, connect
+from repro.errors import EngineUnreachableError, EnvironmentUnfitError
+from repro.experiment import Resources, Value
+from repro.lease import Lease
+from repro.project import user_name
+from repro.pump import Echo, Pump
+from repro.record import End, Ended, FileUsed, Record, RunFolder, Started, write_atomic
+from repro.refusal import CommandNotFoundError, ContainerGoneError, command_not_found
+
+ENGINE_SECONDS = 60.0  # that a command waits for an engine which has gone away
+SLICE_SECONDS = 30.0  # of one question to the engine: a connection may die without a word
+INIT_REFUSAL = re.compile(r"\[FATAL tini|ERROR \(catatonit:\d+\): failed to exec ")  # Docker's init, and Podman's
+CTRL_C = "Ctrl-C"
+BOOT = Path("/proc/sys/kernel/random/boot_id")
+
+
+class LeftError(EngineUnreachableError):
+    """The engine went away: the run may go on there, and its record stays open until the engine is back."""
+
+
+class _Ending(Value, frozen=True, kw_only=True):
+    """What became of the container."""
+
+    end: End
+    exit_code: int | None
+    reason: str
+    at: datetime
+
+
+class Keeper:
+    """Watches one container to its end. `say` is told what a user should know meanwhile."""
+
+    def __init__(
+        self, held: Lease, record: Record, engine: Engine, say: Callable[[str], None], patience: float = ENGINE_SECONDS
+    ) -> None:
+        assert record.started is not None  # noqa: S101 - for the type checker: runs that never started have no keeper
+        self.held, self.folder, self.record, self.engine, self.say = held, held.folder, record, engine, say
+        self.started, self.container = record.started, record.started.container
+        self.resources = resources(record)
+        self.patience = patience
+        self.engine_lost = False
+
+    def keep(
+        self, *, begin: Callable[[], None] = lambda: None, output: Callable[[bytes], None] | None = None
+    ) -> Record:
+        """The finished record, which is on disk as well; nothing is left of the container then.
+
+        `begin` is called when the output flows, `output` with what the run prints, in another thread.
+        Ctrl-C (KeyboardInterrupt) stops the container and ends as a record that says `killed`.
+
+        Raises:
+            LeftError: the engine went away and did not come back in time. The run is still open.
+            CommandNotFoundError: no run took place, and nothing is left of it.
+        """
+        pump = Pump(self.engine, self.container, self.folder)
+        echo = Echo(self.folder.output_log, output) if output else None
+        pump.start()
+        if echo:
+            echo.start()
+        try:
+            ending = self._watch(begin)
+            record = self._conclude(ending, pump)
+        except CommandNotFoundError:
+            self.held.end()
+            raise
+        except KeyboardInterrupt:  # for the third time, or while the outputs were listed
+            self._release()
+            self._record_interruption()
+            self.held.end()
+            raise
+        finally:
+            pump.over.set()
+            if echo:
+                echo.over.set()
+        if not pump.held_back:  # else the engine has the only copy of some output
+            self._release()
+        self.held.end()
+        if echo:
+            echo.finish()
+        return record
+
+    # until it ends --------------------------------------------------------------------------------------------------
+
+    def _watch(self, begin: Callable[[], None]) -> _Ending:
+        """Wait for the end, or bring it about: at the time limit, at Ctrl-C, at the request of another command."""
+        try:
+            try:
+                begin()
+                self.held.note(lease.WATCHING)
+                exited = self._wait()
+            except KeyboardInterrupt:
+                exited = self._interrupted()
+        except ContainerGoneError:
+            why = "its container is gone: somebody, or its engine, removed it"
+            if self._restarted():
+                why = "the machine was restarted while it ran, and its container is gone"
+            return _Ending(end=End.LOST, exit_code=None, reason=why, at=datetime.now(timezone.utc))
+        end, reason = verdict(exited, self._circumstance(exited))
+        return _Ending(end=end, exit_code=exited.code, reason=reason, at=exited.finished or datetime.now(timezone.utc))
+
+    def _circumstance(self, exited: Exit) -> Circumstance:
+        return Circumstance(
+            stop=stop_request(self.folder),
+            time_limit=self.resources.time_limit,
+            memory=self.resources.memory,
+            restarted=self._restarted(),
+            engine_lost=self.engine_lost,
+            signals=self.engine.signals(self.container, since=self.started.at) if exited.code > 128 else (),
+        )
+
+    def _restarted(self) -> bool:
+        return bool(self.started.boot) and self.started.boot != boot()
+
+    def _wait(self, *, to_the_end: bool = False) -> Exit:
+        """Wait through everything that an engine can do; `to_the_end`: the container has been asked to end already."""
+        asked = to_the_end
+        while True:
+            try:
+                left = SLICE_SECONDS if asked else self._left()
+                if exited := self.engine.wait(self.container, timeout=max(0.1, min(left, SLICE_SECONDS))):
+                    return exited
+                if not asked and self._due():
+                    asked = True
+                    self.engine.stop(self.container, self.resources.stop_grace)
+            except ContainerGoneError:
+                raise
+            except EngineUnreachableError as error:
+                self.engine_lost = True
+                self._reconnect(error)
+
+    def _left(self) -> float:
+        """Seconds until the time limit."""
+        if self.resources.time_limit is None:
+            return SLICE_SECONDS
+        end = self.started.at + timedelta(seconds=self.resources.time_limit)
+        return (end - datetime.now(timezone.utc)).total_seconds()
+
+    def _due(self) -> bool:
+        if stop_request(self.folder):  # by a command that did not live to do it
+            return True
+        if self._left() > 0:
+            return False
+        self.say(f"time limit of {self.resources.time_limit:g} s reached: stopping the container")
+        return True
+
+    def _reconnect(self, error: EngineUnreachableError) -> None:
+        """Wait until the engine is back.
+
+        Raises:
+            LeftError: it does not come back in time.
+        """
+        self.say(f"the engine does not answer; waiting up to {self.patience:g} s for it to come back")
+        give_up = time.monotonic() + self.patience
+        pause = 0.2
+        while True:
+            try:
+                self.engine.exit(self.container)
+            except EngineUnreachableError:
+                if time.monotonic() > give_up:
+                    raise LeftError(
+                        "the engine went away and did not come back",
+                        evidence=error.evidence,
+                        hints=[
+                            f"run {self.record.planned.run} may go on there, and is recorded as running",
+                            "when the engine is back, any command of `repro` takes it up again: `repro wait`, say",
+                        ],
+                    ) from error
+                time.sleep(pause)
+                pause = min(pause * 1.5, 5.0)
+            else:
+                return
+
+    def _interrupted(self) -> Exit:
+        """Ctrl-C: ask the container to stop; once more: kill it."""
+        if exited := self._over():
+            return exited
+        ask_to_stop(self.folder, CTRL_C)
+        grace = self.resources.stop_grace
+        self.say(f"stopping the container (up to {grace:g} s; Ctrl-C again kills it)")
+        try:
+            with contextlib.suppress(EngineUnreachableError):  # the wait below goes on with it
+                self.engine.stop(self.container, grace)
+            return self._wait(to_the_end=True)
+        except KeyboardInterrupt:
+            self.engine.kill(self.container)
+            return self._wait(to_the_end=True)
+
+    def _over(self) -> Exit | None:
+        with contextlib.suppress(EngineUnreachableError):
+            return self.engine.exit(self.container)
+        return None
+
+    # the end --------------------------------------------------------------------------------------------------------
+
+    def _conclude(self, ending: _Ending, pump: Pump) -> Record:
+        """The finished record, on disk.
+
+        Raises:
+            CommandNotFoundError: no run took place, and nothing is left of it.
+        """
+        remarks = [ending.reason]
+
+        def write(outputs: tuple[FileUsed, ...]) -> Record:
+            reason = "; ".join(remarks)
+            ended = Ended(at=ending.at, end=ending.end, exit_code=ending.exit_code, reason=reason, outputs=outputs)
+            finished = msgspec.structs.replace(self.record, ended=ended)
+            self.folder.write(finished)
+            return finished
+
+        if ending.end is End.LOST:
+            pump.give_up()
+        if not pump.finish():
+            remarks.append("the end of its output is still with the engine: `docker logs` has it")
+        if refusal := _init_refusal(ending, self.folder):
+            self._release()
+            discard(self.folder)
+            raise command_not_found(refusal)
+        if pump.disk_error:
+            remarks.append(f"the disk of the run folder does not take more: {pump.disk_error}")
+            self.folder.reserve.unlink(missing_ok=True)  # the record and the last lines are what it is for
+            with contextlib.suppress(OSError), self.folder.output_log.open("ab") as log:
+                log.write(pump.missed)
+        try:
+            outputs, unread = manifest.of(self.folder.outputs)
+        except KeyboardInterrupt:
+            remarks.append("interrupted while its outputs were listed: they are all there, but not in this record")
+            write(())
+            raise
+        if unread:
+            remarks.append(f"{len(unread)} of its outputs cannot be read and are not listed, as {unread[0]}")
+        return write(outputs)
+
+    def _release(self) -> None:
+        release(self.engine, self.container, self.say)
+
+    def _record_interruption(self) -> None:
+        """The record says that it is over, if nothing has said so yet."""
+        if self.folder.record.exists() and self.folder.read().ended is None:
+            now = datetime.now(timezone.utc)
+            why = f"stopped by {user_name()} ({CTRL_C})"
+            ended = Ended(at=now, end=End.KILLED, exit_code=None, reason=why, outputs=())
+            self.folder.write(msgspec.structs.replace(self.record, ended=ended))
+
+
+def stop(started: Started, grace: float) -> None:
+    """Ask the container of a run to end, and end it by force `grace` seconds later. No error when it is over.
+
+    Raises:
+        EngineUnreachableError: its engine does not answer.
+    """
+    engine = connect(started.endpoint or None)
+    with contextlib.suppress(ContainerGoneError):
+        engine.stop(started.container, grace)
+
+
+def release(engine: Engine, container: str, say: Callable[[str], None]) -> None:
+    """Remove the container of a run that is over."""
+    try:
+        engine.remove(container)
+    except EnvironmentUnfitError as error:
+        why = " ".join([error.what, *error.evidence])
+        say(f"the container may still be there ({why}); `repro reap` removes it")
+
+
+def discard(folder: RunFolder) -> None:
+    """Remove what was made for a run that did not take place."""
+    import shutil
+
+    for path in (folder.outputs, folder.journal, folder.logs, folder.inputs):
+        shutil.rmtree(path, ignore_errors=True)
+    for file in folder.files:
+        file.unlink(missing_ok=True)
+    if folder.path.is_dir() and not any(folder.path.iterdir()):
+        folder.path.rmdir()
+
+
+def resources(record: Record) -> Resources:
+    """The limits that a run was given."""
+    return msgspec.convert(record.planned.config.get("resources", {}), Resources)
+
+
+def boot() -> str:
+    """What changes when the machine is restarted; "" where that is not told."""
+    with contextlib.suppress(OSError):
+        return BOOT.read_text(encoding="ascii").strip()
+    return ""
+
+
+def stop_request(folder: RunFolder) -> StopRequest | None:
+    """Who wants this run to stop."""
+    try:
+        return msgspec.json.decode(folder.stop.read_bytes(), type=StopRequest)
+    except (OSError, msgspec.MsgspecError):
+        return None
+
+
+def interrupted(folder: RunFolder) -> bool:
+    """Whether it was Ctrl-C that stopped the run."""
+    request = stop_request(folder)
+    return request is not None and request.how == CTRL_C
+
+
+def ask_to_stop(folder: RunFolder, how: str) -> None:
+    """Note who wants the run to stop, before it is stopped. The first to ask is who stopped it."""
+    if not folder.stop.exists():
+        request = StopRequest(at=datetime.now(timezone.utc), by=user_name(), how=how)
+        with contextlib.suppress(OSError):  # a full disk is no reason to let it run on
+            write_atomic(folder.stop, msgspec.json.encode(request))
+
+
+def _init_refusal(ended: _Ending, folder: RunFolder) -> str:
+    """What the container's init says when it cannot start the command; "" when the command did start."""
+    if ended.exit_code not in (1, 126, 127) or not folder.output_log.is_file():
+        return ""
+    with folder.output_log.open(encoding="utf-8", errors="replace") as log:
+        text = log.read(1000)
+    return text.strip() if INIT_REFUSAL.match(text) else ""

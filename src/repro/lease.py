@@ -1,0 +1,150 @@
+"""Who keeps a run: the one process that watches its container and writes its record. The lease ends with the process.
+
+A run folder has a lease file from before its container exists until its record is final, so that whoever looks finds
+the runs that are not over in a moment, and takes over those that nobody keeps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from repro.errors import EnvironmentUnfitError
+from repro.experiment import Value
+from repro.project import Project, ignored_folder
+from repro.record import RunFolder
+
+if TYPE_CHECKING:
+    import subprocess
+
+WATCHING = "watching"
+
+
+class Holder(Value, frozen=True, kw_only=True):
+    """Who has a lease, as noted in its file; for people, and to see how far a takeover has come."""
+
+    pid: int
+    host: str
+    state: str  # starting, taking over, watching
+
+
+class Lease:
+    """The right to keep one run, until it is given up or the process ends in whatever way."""
+
+    def __init__(self, folder: RunFolder, descriptor: int) -> None:
+        self.folder, self._descriptor = folder, descriptor
+
+    def note(self, state: str) -> None:
+        """Let others know how far we are."""
+        content = msgspec.json.encode(Holder(pid=os.getpid(), host=socket.gethostname(), state=state))
+        with contextlib.suppress(OSError):  # a full disk: the lock itself needs no room
+            os.pwrite(self._descriptor, content.ljust(256), 0)
+
+    def release(self) -> None:
+        """Give it up: the run goes on, and another process may keep it."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def end(self) -> None:
+        """The record is final, or there is no run any more: nobody needs to keep it."""
+        with contextlib.suppress(OSError):
+            self.folder.lease.unlink()
+        self.release()
+
+
+def take(folder: RunFolder) -> Lease | None:
+    """The lease of a run; None when another process has it, or nobody needs one.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    descriptor = os.open(folder.lease, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    if _locked(descriptor, fcntl.LOCK_EX) and _is(descriptor, folder.lease):
+        return Lease(folder, descriptor)
+    os.close(descriptor)
+    return None
+
+
+def _locked(descriptor: int, kind: int) -> bool:
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _is(descriptor: int, path: Path) -> bool:
+    """Whether a path still names an open file: the lease may have ended between its opening and its locking."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except OSError:
+        return False
+
+
+def unkept(folder: RunFolder) -> bool:
+    """Whether a run is not over and nobody keeps it."""
+    try:
+        descriptor = os.open(folder.lease, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:  # it is over; or another user's, who keeps it
+        return False
+    try:
+        return _locked(descriptor, fcntl.LOCK_SH)
+    finally:
+        os.close(descriptor)
+
+
+def holder(folder: RunFolder) -> Holder | None:
+    """Who keeps a run, as far as that is known."""
+    try:
+        return msgspec.json.decode(folder.lease.read_bytes(), type=Holder)
+    except (OSError, msgspec.MsgspecError):
+        return None
+
+
+def open_runs(runs: Path) -> Iterator[RunFolder]:
+    """The runs below `runs` that are not over: a few thousand finished ones take milliseconds."""
+    with contextlib.suppress(FileNotFoundError), os.scandir(runs) as entries:
+        for entry in entries:
+            if os.access(f"{entry.path}/.lease", os.F_OK):
+                yield RunFolder(Path(entry.path))
+
+
+def spawn(folder: RunFolder, project: Project) -> subprocess.Popen[bytes]:
+    """Let a process of its own keep the run (`repro.keeper`), whatever becomes of this one."""
+    import subprocess
+
+    with contextlib.ExitStack() as stack:
+        log: Any = subprocess.DEVNULL
+        place = "/"
+        with contextlib.suppress(OSError, EnvironmentUnfitError):
+            logs = ignored_folder(project.scratch) / "logs"
+            logs.mkdir(exist_ok=True)
+            log, place = stack.enter_context((logs / "keeper.log").open("ab")), str(logs)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "repro.keeper", str(folder.path.absolute()), str(project.root)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=_environment(),
+            cwd=place,  # never where a file of the user's could pass for a module
+            start_new_session=True,  # the end of a terminal or of a batch step is not the end of a run
+        )
+    threading.Thread(target=process.wait, daemon=True).start()  # no zombie in a long-lived program
+    return process
+
+
+def _environment() -> dict[str, str]:
+    kept = dict(os.environ)
+    if path := kept.get("PYTHONPATH"):
+        kept["PYTHONPATH"] = os.pathsep.join(str(Path(entry).absolute()) for entry in path.split(os.pathsep) if entry)
+    return kept

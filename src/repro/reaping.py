@@ -1,0 +1,77 @@
+"""What commands that were killed have left -> who takes it over, what goes. Only what is this user's."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from repro import lease, leftovers, sweep
+from repro.engine import Engine
+from repro.errors import ReproError
+from repro.experiment import Value
+from repro.image import USER_LABEL
+from repro.plan import RUN_LABEL
+from repro.project import Project, user_name
+from repro.record import RunFolder, folders
+
+
+class Leftover(Value, frozen=True, kw_only=True):
+    """Something that nobody looks after."""
+
+    kind: str  # run, container
+    name: str
+    why: str
+    place: str  # of a run, its folder; of a container, its id
+
+
+def look(project: Project, engine: Engine) -> list[Leftover]:
+    """What is left of this project's runs, and of this user's containers on the engine."""
+    found = [
+        Leftover(kind="run", name=folder.path.name, why="it is not over, and nobody keeps it", place=str(folder.path))
+        for folder in _unkept(project)
+    ]
+    return found + _orphans(engine)
+
+
+def _unkept(project: Project) -> list[RunFolder]:
+    """Also those of earlier versions, which had no lease."""
+    return [folder for folder in folders(project.runs) if lease.unkept(folder) or _forgotten(folder)]
+
+
+def _forgotten(folder: RunFolder) -> bool:
+    if folder.lease.exists():
+        return False
+    try:
+        return folder.read().ended is None
+    except ReproError:  # of another version: not ours to judge
+        return False
+
+
+def _orphans(engine: Engine) -> list[Leftover]:
+    user, containers = user_name(), engine.all_containers()
+    gone = {each.name: each for each in leftovers.containers(containers, user=user, now=time.time())}
+    for each in containers:
+        ours = each.labels.keys() >= {RUN_LABEL, "repro.folder"} and each.labels.get(USER_LABEL, user) == user
+        if ours and each.name not in gone and _folder_is_gone(Path(each.labels["repro.folder"])):
+            gone[each.name] = leftovers.removal(each, "its run has no folder any more, so nothing of it can be kept")
+    return [Leftover(kind="container", name=each.name, why=each.loses, place=each.id) for each in gone.values()]
+
+
+def _folder_is_gone(folder: Path) -> bool:
+    """A disk that is not mounted, or another machine's, is no reason to end a run."""
+    return not folder.exists() and os.access(folder.parent, os.R_OK)
+
+
+def do(found: Sequence[Leftover], project: Project, engine: Engine, say: Callable[[str], None]) -> None:
+    """Take over the runs, wait until their records are true, remove the containers."""
+    runs = [RunFolder(Path(each.place)) for each in found if each.kind == "run"]
+    for folder in runs:
+        folder.lease.touch()
+    say(f"taking over {len(runs)}")
+    sweep.settle(sweep.take_over(project, runs))
+    for each in found:
+        if each.kind == "container":
+            say(f"removing {each.name}")
+            engine.remove(each.place)
