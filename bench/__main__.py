@@ -189,8 +189,7 @@ def bench_live(root: Path, rounds: int) -> list[str]:
 
 def in_process(rounds: int) -> list[float]:
     """What `--if-changed` does inside the process, for the image of this repository: read, hash, ask the engine."""
-    from repro import config, image, lockfile
-    from repro.engine import glance
+    from repro import config, glance, image, lockfile
     from repro.project import Project
 
     project = Project.find(Path(__file__).parent)
@@ -199,7 +198,7 @@ def in_process(rounds: int) -> list[float]:
     def look() -> float:
         begun = time.perf_counter()
         spec, _stale = lockfile.read_spec(project, wanted, build)
-        image.present(spec, glance)
+        image.present(spec, glance.image)
         return time.perf_counter() - begun
 
     return [look() for _ in range(rounds)]

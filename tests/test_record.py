@@ -11,9 +11,7 @@ import msgspec
 import pytest
 
 from repro import manifest, report
-from repro.engine import Exit
 from repro.errors import BadInputError
-from repro.experiment import Resources
 from repro.record import End, Ended, FileUsed, Record, RunFolder, Started, folders, write_atomic
 from tests.conftest import as_nobody
 from tests.test_plan import decided

@@ -84,10 +84,7 @@ def _true_again(display: Display) -> None:
     from repro import sweep
 
     with contextlib.suppress(BadInputError, OSError):
-        taken = sweep.take_over(Project.find(Path.cwd()))
-        for each in taken:
-            display.notice(f"run {each.folder.path.name} was left by its command, and is kept again from now on")
-        sweep.settle(taken)
+        sweep.settle(sweep.at_start(Project.find(Path.cwd()), display.notice))
 
 
 # verbs ----------------------------------------------------------------------------------------------------------

@@ -120,7 +120,8 @@ class Step:
         with self.lock:
             self.closed = True
             if self.display.region is not None:
-                self.display.region.stop()
+                with suppress(OSError, ValueError):  # the terminal has gone
+                    self.display.region.stop()
                 self.display.region = None
         self.display.line(f"{self.name:<10} {self.seconds:6.1f} s  {detail}")
 

@@ -5,11 +5,7 @@ Foreign exceptions become ours here and nowhere else. The SDK is imported when a
 
 from __future__ import annotations
 
-import http.client
-import json
 import os
-import socket
-import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
@@ -82,36 +78,6 @@ def connect(host: str | None = None, timeout: int = 60) -> Engine:
             ) from None
         raise endpoint.unreachable(host, error) from error
     return Engine(client, host)
-
-
-def glance(ref: str) -> ImageFacts | None:
-    """`connect().image(ref)` in one request of a few milliseconds, for commands that ask for nothing else.
-
-    The SDK alone takes longer to import than such a command may take. Engines that are not behind a local socket
-    are asked through the SDK.
-
-    Raises:
-        EngineUnreachableError: none answers.
-    """
-    host = endpoint.host()
-    if not host.startswith("unix://"):
-        return connect().image(ref)
-    connection = http.client.HTTPConnection("localhost", timeout=60)
-    try:
-        connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        connection.sock.connect(host.removeprefix("unix://"))
-        connection.request("GET", f"/images/{urllib.parse.quote(ref)}/json")
-        answer = connection.getresponse()
-        body = answer.read()
-    except (OSError, http.client.HTTPException) as error:
-        raise endpoint.unreachable(host, error) from error
-    finally:
-        connection.close()
-    if answer.status == 404:
-        return None
-    if answer.status != 200:
-        raise EnvironmentUnfitError(f"looking for image {ref} failed", evidence=[body.decode(errors="replace")])
-    return imagefacts.of(json.loads(body), podman=bool(answer.getheader("Libpod-API-Version")))
 
 
 @contextmanager

@@ -76,8 +76,8 @@ def register(add: Add) -> None:
 
 def rebuild(args: argparse.Namespace, display: Display) -> int:
     """The image of the configuration: look, or get it and lock it."""
-    from repro import config, distribution, image, lockfile
-    from repro.engine import connect, glance
+    from repro import config, distribution, glance, image, lockfile
+    from repro.engine import connect
 
     _refuse_contradictions(args)
     project = Project.find(Path.cwd())
@@ -88,7 +88,7 @@ def rebuild(args: argparse.Namespace, display: Display) -> int:
     if args.push or args.pull:
         distribution.remote_tag(spec)
     if args.check or args.explain or args.if_changed:
-        present = image.present(spec, glance)
+        present = image.present(spec, glance.image)
         if (present and not args.push) or not args.if_changed:
             print(_answer(args, project, spec, present))
             return ExitCode.OK if present else ExitCode.NO

@@ -105,8 +105,10 @@ class Keeper:
         try:
             try:
                 begin()
-                self.held.note(lease.WATCHING)
-                exited = self._wait()
+                exited = self._over()
+                if exited is None:
+                    self.held.note(lease.WATCHING)
+                    exited = self._wait()
             except KeyboardInterrupt:
                 exited = self._interrupted()
         except ContainerGoneError:

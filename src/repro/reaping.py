@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -54,14 +53,9 @@ def _orphans(engine: Engine) -> list[Leftover]:
     gone = {each.name: each for each in leftovers.containers(containers, user=user, now=time.time())}
     for each in containers:
         ours = each.labels.keys() >= {RUN_LABEL, "repro.folder"} and each.labels.get(USER_LABEL, user) == user
-        if ours and each.name not in gone and _folder_is_gone(Path(each.labels["repro.folder"])):
+        if ours and each.name not in gone and sweep.is_orphan(each):
             gone[each.name] = leftovers.removal(each, "its run has no folder any more, so nothing of it can be kept")
     return [Leftover(kind="container", name=each.name, why=each.loses, place=each.id) for each in gone.values()]
-
-
-def _folder_is_gone(folder: Path) -> bool:
-    """A disk that is not mounted, or another machine's, is no reason to end a run."""
-    return not folder.exists() and os.access(folder.parent, os.R_OK)
 
 
 def do(found: Sequence[Leftover], project: Project, engine: Engine, say: Callable[[str], None]) -> None:

@@ -91,8 +91,7 @@ def _main(flags: argparse.Namespace, for_hydra: list[str], argv: tuple[str, ...]
                 hints=["nohup repro run -m … &", "or start each with -d"],
             )
         ignored_folder(session.project.runs)
-    for taken in sweep.take_over(session.project):
-        display.notice(f"run {taken.folder.path.name} was left by its command, and is kept again from now on")
+    sweep.at_start(session.project, display.notice)
     try:
         config.run(session.project, for_hydra, job)
     finally:

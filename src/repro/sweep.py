@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from repro import lease
+from repro import glance, lease
+from repro.answers import ContainerFacts
 from repro.project import Project
 from repro.record import RunFolder
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     import subprocess
 
 SETTLE_SECONDS = 10.0
+ORPHAN_SECONDS = 0.05
 
 
 class Taken:
@@ -79,11 +82,25 @@ def over(folder: RunFolder, project: Project) -> Callable[[], bool]:
     return ask
 
 
-def find_project(start: Path) -> Project | None:
-    """The project of a folder, if it is in one."""
-    from repro.errors import BadInputError
+def orphans(project: Project) -> list[str]:
+    """The names of this project's containers whose runs have no folder any more; asked of a local engine in 50 ms."""
+    found = glance.containers(f"repro.project={project.root}", ORPHAN_SECONDS)
+    return [each.name for each in found if is_orphan(each)]
 
-    try:
-        return Project.find(start)
-    except BadInputError:
-        return None
+
+def is_orphan(container: ContainerFacts) -> bool:
+    """Whether somebody removed the folder of its run. A disk that is not mounted is no reason to end a run."""
+    folder = Path(container.labels.get("repro.folder", "/"))
+    root = Path(container.labels.get("repro.project", "/"))
+    inside = folder.is_relative_to(root) and root.is_dir()
+    return not folder.exists() and (inside or os.access(folder.parent, os.R_OK))
+
+
+def at_start(project: Project, notice: Callable[[str], None]) -> list[Taken]:
+    """What every command that deals with runs begins with: runs that nobody keeps get a keeper, orphans are told."""
+    taken = take_over(project)
+    for each in taken:
+        notice(f"run {each.folder.path.name} was left by its command, and is kept again from now on")
+    for name in orphans(project):
+        notice(f"container {name} belongs to a run that has no folder any more: `repro reap` removes it")
+    return taken
