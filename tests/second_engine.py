@@ -135,6 +135,11 @@ class SecondEngine:
         """End it as a crash does: its containers go on."""
         self._end(signal.SIGKILL)
 
+    def signal(self, number: signal.Signals) -> None:
+        """Suspend it, or let it go on: SIGSTOP, SIGCONT."""
+        assert self._daemon is not None
+        self._daemon.send_signal(number)
+
     @property
     def running(self) -> bool:
         """Whether the daemon is there."""

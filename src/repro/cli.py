@@ -63,7 +63,9 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("overrides", nargs="*", help="experiment=NAME and further overrides")
     command.add_argument("--command", default="", help="what to start in place of bash (or sh)")
 
-    add(runs, "runs", "recorded runs, newest first", json=True)
+    command = add(runs, "runs", "recorded runs, newest first", json=True)
+    command.add_argument("-n", type=int, default=50, metavar="N", help="at most so many (default: 50)")
+    command.add_argument("--all", action="store_true", help="every run")
     command = add(show, "show", "one run: what it was, what came out", json=True)
     command.add_argument("run", nargs="?", default="latest", help="run id, MLflow run id, a unique prefix, or latest")
     life.register(add)
@@ -98,9 +100,11 @@ def shell(args: argparse.Namespace, display: Display) -> int:
 
 
 def runs(args: argparse.Namespace, display: Display) -> int:
-    """Every recorded run."""
+    """The recorded runs."""
+    everything = folders(Project.find(Path.cwd()).runs)
+    shown = everything if args.all else everything[max(0, len(everything) - args.n) :]
     records = []
-    for folder in reversed(folders(Project.find(Path.cwd()).runs)):
+    for folder in reversed(shown):
         try:
             records.append(folder.read())
         except BadInputError as error:  # of another version, or damaged: no reason not to list the others
@@ -121,6 +125,8 @@ def runs(args: argparse.Namespace, display: Display) -> int:
         for record in records
     ]
     print(report.table(("RUN", "STATE", "TOOK", "AGE", "IMAGE", "COMMIT"), cells) if cells else "no runs yet")
+    if older := len(everything) - len(shown):
+        display.line(f"{report.many(older, 'older run')}: `repro runs --all`")
     return ExitCode.OK
 
 

@@ -6,9 +6,10 @@ Foreign exceptions become ours here and nowhere else. The SDK is imported when a
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import datetime, timezone
+from datetime import datetime
 from functools import cached_property
 from typing import Any, BinaryIO
 
@@ -336,10 +337,10 @@ class Engine:
 
     def signals(self, container: str, *, since: datetime) -> tuple[str, ...]:
         """The signals that the engine was asked to send to a container, as numbers or names; old ones are forgotten."""
-        now = datetime.now(timezone.utc)
+        span = {"since": f"{since.timestamp():.6f}", "until": f"{time.time():.6f}"}  # as datetimes they lose fractions
         filters = {"container": container, "event": "kill"}
         with suppress(ReproError), translated("asking for the engine's events"):
-            events = self.client.api.events(since=since, until=now, filters=filters, decode=True)
+            events = self.client.api.events(**span, filters=filters, decode=True)
             return tuple(event["Actor"]["Attributes"].get("signal", "") for event in events)
         return ()
 

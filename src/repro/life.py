@@ -48,7 +48,8 @@ def register(add: Add) -> None:
     command.add_argument("--stop", action="store_true", help="let Ctrl-C stop the run, as it does with `repro run`")
 
     command = add(wait, "wait", "wait for the end of runs; the exit code is that of `repro run`")
-    command.add_argument("run", nargs="*", help=f"{WHICH}; without one, every run that is not over")
+    command.add_argument("run", nargs="*", default=["latest"], help=WHICH)
+    command.add_argument("--all", action="store_true", help="every run that is not over")
     command.add_argument("--timeout", type=float, metavar="SECONDS", help="give up then: exit code 3")
 
     command = add(stop, "stop", "stop runs: a signal, then a grace time, then an end by force")
@@ -215,7 +216,7 @@ def exit_code(record: Record) -> ExitCode:
 def wait(args: argparse.Namespace, display: Display) -> int:
     """Wait until runs are over."""
     project = Project.find(Path.cwd())
-    wanted = [find(project, run)[1] for run in args.run] or list(lease.open_runs(project.runs))
+    wanted = list(lease.open_runs(project.runs)) if args.all else [find(project, run)[1] for run in args.run]
     codes = [ExitCode.OK]
     for folder in wanted:
         if not sweep.wait(folder, project, seconds=args.timeout):

@@ -7,6 +7,8 @@ from repro.errors import BadInputError
 from repro.project import Project
 from repro.record import Record, RunFolder, folders
 
+NAMED = 10  # of several runs that may be meant
+
 
 def find(project: Project, wanted: str) -> tuple[Record, RunFolder]:
     """The run of an id, an MLflow run id, a unique prefix of either, or `latest`.
@@ -25,6 +27,8 @@ def find(project: Project, wanted: str) -> tuple[Record, RunFolder]:
         return found[0].read(), found[0]
     if not found:
         raise BadInputError(f"no run begins with {wanted!r}", hints=["`repro runs` lists them"])
+    names = [folder.path.name for folder in found[-NAMED:]]
     raise BadInputError(
-        f"{wanted!r} is the beginning of {len(found)} runs", evidence=[folder.path.name for folder in found]
+        f"{wanted!r} is the beginning of {len(found)} runs",
+        evidence=[f"… and {len(found) - NAMED} older ones", *names] if len(found) > NAMED else names,
     )
