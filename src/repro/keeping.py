@@ -27,6 +27,7 @@ from repro.record import End, Ended, FileUsed, Record, RunFolder, Started, write
 from repro.refusal import CommandNotFoundError, ContainerGoneError, command_not_found
 
 ENGINE_SECONDS = 60.0  # that a command waits for an engine which has gone away
+ENGINE_MOMENT = timedelta(seconds=15)  # in which an engine that ends, or begins, ends its containers
 SLICE_SECONDS = 30.0  # of one question to the engine: a connection may die without a word
 INIT_REFUSAL = re.compile(r"\[FATAL tini|ERROR \(catatonit:\d+\): failed to exec ")  # Docker's init, and Podman's
 CTRL_C = "Ctrl-C"
@@ -57,7 +58,7 @@ class Keeper:
         self.started, self.container = record.started, record.started.container
         self.resources = resources(record)
         self.patience = patience
-        self.engine_lost = False
+        self._away: tuple[datetime, datetime | None] | None = None  # when the engine went, and came back
 
     def keep(
         self, *, begin: Callable[[], None] = lambda: None, output: Callable[[bytes], None] | None = None
@@ -125,9 +126,16 @@ class Keeper:
             time_limit=self.resources.time_limit,
             memory=self.resources.memory,
             restarted=self._restarted(),
-            engine_lost=self.engine_lost,
+            engine_lost=self._with_engine(exited),
             signals=self.engine.signals(self.container, since=self.started.at) if exited.code > 128 else (),
         )
+
+    def _with_engine(self, exited: Exit) -> bool:
+        """Whether the container ended when its engine did, or was started again."""
+        if self._away is None or exited.finished is None:
+            return self._away is not None
+        went, came = self._away
+        return went - ENGINE_MOMENT <= exited.finished and (came is None or exited.finished <= came + ENGINE_MOMENT)
 
     def _restarted(self) -> bool:
         return bool(self.started.boot) and self.started.boot != boot()
@@ -146,8 +154,9 @@ class Keeper:
             except ContainerGoneError:
                 raise
             except EngineUnreachableError as error:
-                self.engine_lost = True
+                self._away = datetime.now(timezone.utc), None
                 self._reconnect(error)
+                self._away = self._away[0], datetime.now(timezone.utc)
 
     def _left(self) -> float:
         """Seconds until the time limit."""

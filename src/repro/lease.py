@@ -69,17 +69,20 @@ def take(folder: RunFolder) -> Lease | None:
         OSError: the folder cannot be written.
     """
     descriptor = os.open(folder.lease, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    if _locked(descriptor, fcntl.LOCK_EX) and _is(descriptor, folder.lease):
+    if _locked(descriptor, fcntl.LOCK_EX, without_locks=True) and _is(descriptor, folder.lease):
         return Lease(folder, descriptor)
     os.close(descriptor)
     return None
 
 
-def _locked(descriptor: int, kind: int) -> bool:
+def _locked(descriptor: int, kind: int, *, without_locks: bool) -> bool:
+    """Lock a file, unless another process has; on a file system that has no locks the answer is `without_locks`."""
     try:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         return False
+    except OSError:  # some network file systems
+        return without_locks
     return True
 
 
@@ -92,13 +95,13 @@ def _is(descriptor: int, path: Path) -> bool:
 
 
 def unkept(folder: RunFolder) -> bool:
-    """Whether a run is not over and nobody keeps it."""
+    """Whether a run is not over and nobody keeps it, as far as can be told."""
     try:
         descriptor = os.open(folder.lease, os.O_RDWR | os.O_CLOEXEC)
     except OSError:  # it is over; or another user's, who keeps it
         return False
     try:
-        return _locked(descriptor, fcntl.LOCK_SH)
+        return _locked(descriptor, fcntl.LOCK_SH, without_locks=False)
     finally:
         os.close(descriptor)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from repro import lease, leftovers, sweep
+from repro.answers import ContainerFacts
 from repro.engine import Engine
 from repro.errors import ReproError
 from repro.experiment import Value
@@ -27,16 +28,23 @@ class Leftover(Value, frozen=True, kw_only=True):
 
 def look(project: Project, engine: Engine) -> list[Leftover]:
     """What is left of this project's runs, and of this user's containers on the engine."""
+    containers = engine.all_containers()
     found = [
         Leftover(kind="run", name=folder.path.name, why="it is not over, and nobody keeps it", place=str(folder.path))
-        for folder in _unkept(project)
+        for folder in _unkept(project, containers)
     ]
-    return found + _orphans(engine)
+    return found + _orphans(containers)
 
 
-def _unkept(project: Project) -> list[RunFolder]:
-    """Also those of earlier versions, which had no lease."""
-    return [folder for folder in folders(project.runs) if lease.unkept(folder) or _forgotten(folder)]
+def _unkept(project: Project, containers: Sequence[ContainerFacts]) -> list[RunFolder]:
+    """Also those of earlier versions, which had no lease, and those whose folder is where only the container knows."""
+    known = {folder.path.resolve(): folder for folder in folders(project.runs)}
+    for each in containers:
+        if each.labels.get("repro.project") == str(project.root) and "repro.folder" in each.labels:
+            folder = RunFolder(Path(each.labels["repro.folder"]))
+            known.setdefault(folder.path.resolve(), folder)
+    known |= {folder.path.resolve(): folder for folder in lease.open_runs(project.runs)}
+    return [folder for folder in known.values() if lease.unkept(folder) or _forgotten(folder)]
 
 
 def _forgotten(folder: RunFolder) -> bool:
@@ -48,8 +56,8 @@ def _forgotten(folder: RunFolder) -> bool:
         return False
 
 
-def _orphans(engine: Engine) -> list[Leftover]:
-    user, containers = user_name(), engine.all_containers()
+def _orphans(containers: Sequence[ContainerFacts]) -> list[Leftover]:
+    user = user_name()
     gone = {each.name: each for each in leftovers.containers(containers, user=user, now=time.time())}
     for each in containers:
         ours = each.labels.keys() >= {RUN_LABEL, "repro.folder"} and each.labels.get(USER_LABEL, user) == user
