@@ -1,6 +1,6 @@
 """Times whole commands beside the plain tool in the same run, and prints ratios. Needs a Docker Engine.
 
-python -m bench [--rounds N] [--only run|live|rebuild|wheels|snapshot]
+python -m bench [--rounds N] [--only run|live|host|many|rebuild|wheels|snapshot]
 """
 
 from __future__ import annotations
@@ -31,6 +31,21 @@ for step in range(50):
     repro_run.log(step=step, live=step)
     time.sleep(0.5)
 """
+
+
+STEADY = """
+import time
+import repro_run
+begun = time.perf_counter()
+for step in range(200):
+    repro_run.log(step=step, call=step)
+print(f"calls {time.perf_counter() - begun:.6f}", flush=True)
+begun = time.time()
+for step in range(SECONDS * 10):
+    time.sleep(max(0.0, begun + step / 10 - time.time()))
+    repro_run.log(step=step, steady=step)
+"""
+STEADY_SECONDS, FROM, UNTIL = 70, 15, 65  # of a run that logs ten points a second; in between its host is measured
 
 
 def call(command: Sequence[str], cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -187,6 +202,73 @@ def bench_live(root: Path, rounds: int) -> list[str]:
     return ["A point that an experiment logs", limit("until MLflow's API gives it back", seen, 1.0), row("all", seen)]
 
 
+def bench_host(root: Path, _rounds: int) -> list[str]:
+    """What the processes behind a detached run cost: the one that keeps it and the one that feeds MLflow."""
+    from repro import journal
+    from repro.record import RunFolder
+
+    (root / "steady.py").write_text(STEADY.replace("SECONDS", str(STEADY_SECONDS)))
+    (root / "conf" / "experiment" / "steady.yaml").write_text(
+        "# @package _global_\nname: steady\ncommand: [python3, steady.py]\n"
+    )
+    run = call([PYTHON, "-m", "repro.run", "-d", "experiment=steady", "gpus=none"], root).stdout.strip()
+    folder = RunFolder(root / "runs" / run)
+    time.sleep(FROM)
+    before = _cpu(root)
+    time.sleep(UNTIL - FROM)
+    after = _cpu(root)
+    cost = {name: (after[name] - before[name]) / (UNTIL - FROM) for name in before}
+    call([str(BIN / "repro"), "wait", run], root)
+    points = sum(point.key == "steady" for events in journal.everything(folder) for point in events.metrics)
+    calls = float(folder.output_log.read_text().partition("calls ")[2].split()[0])
+    total = sum(cost.values())
+    return [
+        f"A run that logs ten points a second ({points} of them), and its host",
+        *(f"  {name:<44} {share:7.2%} of one core" for name, share in sorted(cost.items())),
+        f"  {'all of it':<44} {total:7.2%}     bound 2%: {'held' if total <= 0.02 else 'MISSED'}",
+        limit("200 calls of repro_run.log(), in the container", [calls], 0.02),
+    ]
+
+
+def _cpu(root: Path) -> dict[str, float]:
+    """Seconds of processor time so far, of each process of this project's in the background, by its module."""
+    found: dict[str, float] = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            if (
+                "-m" in words
+                and words[words.index("-m") + 1].startswith("repro.")
+                and any(str(root) in w for w in words)
+            ):
+                fields = (process / "stat").read_text().rpartition(")")[2].split()
+                found[words[words.index("-m") + 1]] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        except OSError:  # it has ended
+            continue
+    return found
+
+
+def bench_many(root: Path, rounds: int) -> list[str]:
+    """A thousand recorded runs, each a copy of a real one, and the commands that read them."""
+    call([PYTHON, "-m", "repro.run", "experiment=trivial", "gpus=none"], root)
+    template = max(root.glob("runs/*-trivial-*"))
+    many = root.parent / "many"
+    shutil.copytree(root, many, ignore=shutil.ignore_patterns("runs", ".repro", "mlflow.db"))
+    for number in range(1000):
+        folder = (
+            many
+            / "runs"
+            / f"20261001-{number // 3600:02d}{number // 60 % 60:02d}{number % 60:02d}-trivial-{number:06x}"
+        )
+        shutil.copytree(template, folder)
+        record = (folder / "record.json").read_text().replace(template.name, folder.name)
+        (folder / "record.json").write_text(record)
+    times = {
+        verb: [timed([str(BIN / "repro"), verb], many) for _ in range(rounds)] for verb in ("runs", "show", "logs")
+    }
+    return ["A thousand recorded runs", *(limit(f"repro {verb}", times[verb], 0.3) for verb in times)]
+
+
 def in_process(rounds: int) -> list[float]:
     """What `--if-changed` does inside the process, for the image of this repository: read, hash, ask the engine."""
     from repro import config, glance, image, lockfile
@@ -329,11 +411,11 @@ def bench_snapshot(root: Path, rounds: int) -> list[str]:
 def main() -> None:
     arguments = argparse.ArgumentParser()
     arguments.add_argument("--rounds", type=int, default=7)
-    arguments.add_argument("--only", choices=["run", "live", "rebuild", "wheels", "snapshot"])
+    arguments.add_argument("--only", choices=["run", "live", "host", "many", "rebuild", "wheels", "snapshot"])
     chosen = arguments.parse_args()
-    parts = {"run": bench_run, "live": bench_live, "rebuild": bench_rebuild, "wheels": bench_wheels}
-    parts["snapshot"] = bench_snapshot
-    with tempfile.TemporaryDirectory(prefix="repro-bench-") as folder:
+    parts = {"run": bench_run, "live": bench_live, "host": bench_host, "many": bench_many}
+    parts |= {"rebuild": bench_rebuild, "wheels": bench_wheels, "snapshot": bench_snapshot}
+    with tempfile.TemporaryDirectory(prefix="repro-bench-", ignore_cleanup_errors=True) as folder:
         root = Path(folder) / "project"
         root.mkdir()
         base = base_image()
