@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 
 import pytest
@@ -21,7 +22,7 @@ def through(values: list[bytes], chunks: list[bytes]) -> bytes:
 
 def pieces(text: bytes, cuts: list[int]) -> list[bytes]:
     ends = sorted({min(cut, len(text)) for cut in cuts} | {0, len(text)})
-    return [text[begin:end] for begin, end in zip(ends, ends[1:], strict=False)]
+    return [text[begin:end] for begin, end in itertools.pairwise(ends)]
 
 
 def test_a_secret_becomes_as_many_asterisks_as_it_has_bytes() -> None:

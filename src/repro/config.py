@@ -28,7 +28,7 @@ from repro.record import write_atomic
 HYDRA_VERSION_BASE = "1.3"
 LIBRARY = Path(__file__).parent / "conf"  # pkg://repro.conf
 Struct = TypeVar("Struct", bound=msgspec.Struct)
-FREE = ("params.", "env.", "image.build_args.", "build.secrets.", "data.")  # whose keys are the user's own
+FREE = ("params.", "env.", "image.build_args.", "build.secrets.", "secrets.", "data.")  # whose keys are the user's own
 SECTIONS: dict[type, str] = {ImageConfig: "image", BuildConfig: "build"}
 UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 

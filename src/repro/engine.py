@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import math
 import os
 import socket
 import urllib.parse
@@ -52,6 +53,7 @@ class ContainerSpec(Value, frozen=True, kw_only=True):
     memory: int | None
     shm: int
     pids: int
+    stop_signal: str
     interactive: bool = False
 
 
@@ -289,6 +291,7 @@ class Engine:
                 host_config=host,
                 tty=spec.interactive,
                 stdin_open=spec.interactive,
+                stop_signal=spec.stop_signal,
             )
         return str(made["Id"])
 
@@ -370,9 +373,9 @@ class Engine:
         return Exit(code=state["ExitCode"], oom=None if untold else oom, error=state.get("Error") or "")
 
     def stop(self, container: str, grace: float) -> None:
-        """Ask the container to end (SIGTERM), and kill it `grace` seconds later."""
+        """Ask the container to end, by its stop signal, and kill it `grace` seconds later."""
         with _of_container("stopping the container"):
-            self.client.api.stop(container, timeout=round(grace))
+            self.client.api.stop(container, timeout=math.ceil(grace))
 
     def kill(self, container: str) -> None:
         """End the container at once; no error when it is over already."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from repro.engine import Engine
 from repro.errors import EnvironmentUnfitError
+from repro.masking import Masker
 from repro.refusal import ContainerGoneError
 
 BLOCK = 1 << 16  # bytes
@@ -20,8 +21,9 @@ MISSED_BYTES = 16 << 10
 class Pump(threading.Thread):
     """Copies the container's output to its log, also through a restart of the engine."""
 
-    def __init__(self, engine: Engine, container: str, log: Path) -> None:
+    def __init__(self, engine: Engine, container: str, log: Path, secrets: tuple[bytes, ...] = ()) -> None:
         super().__init__(daemon=True, name="container output")
+        self.secrets = secrets  # values, which the log does not show
         self.engine, self.container, self.log = engine, container, log
         self.delivered = 0
         self.disk_error = ""
@@ -52,12 +54,20 @@ class Pump(threading.Thread):
     def _pass(self, log: Any, *, follow: bool) -> None:
         """One stream from the container's first byte on, without those delivered before."""
         skip = self.delivered
-        for chunk in self.engine.output(self.container, follow=follow):
+        for chunk in self._masked(follow=follow):
             fresh = chunk[skip:]
             skip = max(0, skip - len(chunk))
             self.delivered += len(fresh)
             if fresh:
                 self._write(log, fresh)
+
+    def _masked(self, *, follow: bool) -> Iterator[bytes]:
+        """The stream with secrets masked: as many bytes. Its very end comes when it is known to be the end."""
+        masker = Masker(self.secrets)
+        for chunk in self.engine.output(self.container, follow=follow):
+            yield masker.feed(chunk)
+        if not follow:
+            yield masker.flush()
 
     def _write(self, log: Any, chunk: bytes) -> None:
         try:

@@ -15,17 +15,19 @@ from pathlib import Path
 
 import msgspec
 
-from repro import manifest, terminal
+from repro import manifest, secretsfolder, terminal
 from repro.engine import ContainerSpec, Engine, Exit
 from repro.errors import BadInputError, EngineUnreachableError, EnvironmentUnfitError
 from repro.experiment import Value
-from repro.plan import Plan, gpus_text
+from repro.plan import Plan, gpus_text, start_command
 from repro.pump import Echo, Pump
 from repro.record import End, Ended, FileUsed, Record, RunFolder, Started
-from repro.refusal import ContainerGoneError, GpuRefusedError, command_not_found
+from repro.refusal import STARTER, ContainerGoneError, GpuRefusedError, command_not_found
 
 RECONNECT_SECONDS = 15.0
-INIT_REFUSAL = re.compile(r"\[FATAL tini|ERROR \(catatonit:\d+\): failed to exec ")  # Docker's init, and Podman's
+LATE_SECONDS = 5.0  # after which a container that should have ended itself is ended from here
+# Docker's init, Podman's, and ours
+INIT_REFUSAL = re.compile(rf"\[FATAL tini|ERROR \(catatonit:\d+\): failed to exec |{STARTER}: ")
 STOPPED_BY_USER = "stopped by the user"
 
 
@@ -101,14 +103,17 @@ def execute(
     """
     folder = prepare(plan)
     try:
+        remarks = _provide_secrets(plan)
         container, gpus, notices = _launch(plan.container, engine, cpu_fallback=plan.cpu_fallback)
+        notices = (*remarks, *notices)
         at = datetime.now(timezone.utc)
         record = Record(planned=plan.planned, started=Started(at=at, container=container, gpus=gpus, notices=notices))
         folder.write(record)
     except BaseException:
         _undo(plan, engine, folder)
         raise
-    pump, echo = Pump(engine, container, folder.output_log), Echo(folder.output_log, output)
+    pump = Pump(engine, container, folder.output_log, secretsfolder.values(plan.planned.run))
+    echo = Echo(folder.output_log, output)
 
     def begin() -> None:
         pump.start()
@@ -125,6 +130,7 @@ def execute(
         raise
     finally:
         echo.over.set()
+        secretsfolder.remove(plan.planned.run)
     if not pump.is_alive():  # else the engine holds the only copy of some output
         _release(engine, container, say)
     echo.finish()
@@ -143,7 +149,15 @@ def _undo(plan: Plan, engine: Engine, folder: RunFolder) -> None:
     """No run took place: the container goes, by its name, since its id may not have arrived yet."""
     with contextlib.suppress(EnvironmentUnfitError):
         engine.remove(plan.container.name)
+    secretsfolder.remove(plan.planned.run)
     discard(folder)
+
+
+def _provide_secrets(plan: Plan) -> tuple[str, ...]:
+    """The run's secrets, where its container will find them; remarks for the user."""
+    if not plan.secrets:
+        return ()
+    return secretsfolder.provide(plan.secrets, Path(plan.secrets_folder), Path(plan.planned.project))
 
 
 def _release(engine: Engine, container: str, say: Callable[[str], None]) -> None:
@@ -175,6 +189,7 @@ def converse(
     folder = prepare(plan)
     for file in (folder.record, folder.reserve):  # what is done by hand is no run
         file.unlink(missing_ok=True)
+    command = start_command(command, plan.secrets)  # no time limit: somebody sits there
     spec = msgspec.structs.replace(plan.container, command=command, interactive=True)
     with contextlib.ExitStack() as sockets:
         lines = []  # to the container; the last one counts
@@ -183,6 +198,8 @@ def converse(
             lines.append(sockets.enter_context(contextlib.closing(engine.attach(container))))
 
         try:
+            for remark in _provide_secrets(plan):
+                say(remark)
             container, _gpus, notices = _launch(spec, engine, cpu_fallback=plan.cpu_fallback, created=created)
         except BaseException:
             _undo(plan, engine, folder)
@@ -195,6 +212,7 @@ def converse(
             exited = engine.wait(container)
         finally:
             engine.remove(container)
+            secretsfolder.remove(plan.planned.run)
     return exited.code if exited else 0
 
 
@@ -231,16 +249,18 @@ def _launch(
 def _supervise(
     plan: Plan, engine: Engine, container: str, begin: Callable[[], None], say: Callable[[str], None]
 ) -> _Ending:
-    """Wait for the container's end, or bring it about: at the time limit, at Ctrl-C."""
+    """Wait for the container's end, or bring it about: at Ctrl-C, or where it has not kept its time limit by itself."""
     stopped: End | None = None
     exited: Exit | None = None
+    begun = time.monotonic()
+    limit = plan.time_limit
     try:
         try:
             begin()
-            exited = _wait(engine, container, plan.time_limit, say)
-            if exited is None:
+            exited = _wait(engine, container, limit and limit + plan.stop_grace + LATE_SECONDS, say)
+            if limit and time.monotonic() - begun + 0.5 >= limit:  # the container began a moment earlier
                 stopped = End.TIMEOUT
-                say(f"time limit of {plan.time_limit:g} s reached: stopping the container")
+            if exited is None:
                 engine.stop(container, plan.stop_grace)
         except KeyboardInterrupt:
             if exited is None:  # else it was over already
