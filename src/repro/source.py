@@ -92,10 +92,8 @@ def capture(
     _refuse_unusable(repository, listing, limit, say)
     options = lfs.check(repository, listing.paths)
     suspects.report(repository.top, [path for path in listing.untracked if not path.endswith("/")], warn)
-    nested = {
-        path: capture(repository.top / path, max_file=limit, say=say, warn=warn)
-        for path in _nested(repository, listing)
-    }
+    inner = _nested(repository, listing)
+    nested = {path: capture(repository.top / path, max_file=limit, say=say, warn=warn) for path in inner}
     try:
         tree = _write_tree(repository, listing, nested, options)
     except OSError as error:
