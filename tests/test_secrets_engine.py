@@ -70,7 +70,7 @@ def processes(name: str) -> dict[int, bytes]:
 
 def in_a_container(pid: int) -> bool:
     try:
-        return os.readlink(f"/proc/{pid}/ns/pid") != os.readlink("/proc/self/ns/pid")
+        return Path(f"/proc/{pid}/ns/pid").readlink() != Path("/proc/self/ns/pid").readlink()
     except OSError:
         return True  # gone
 
@@ -106,7 +106,7 @@ def test_the_experiment_has_its_secrets_and_they_are_nowhere_else(vault: Project
     assert f"the token is {'*' * len(TOKEN)}." in err
     assert TOKEN not in out + err
     assert "key-line" not in out + err
-    wait_for(lambda: (vault.root / "mlflow.db").is_file())
+    wait_for((vault.root / "mlflow.db").is_file)
     assert holders(vault.root) == []
     assert (folder.outputs / "length").read_text() == str(len(TOKEN))
     assert (folder.outputs / "mode").read_text() == "-r--------\n"
@@ -203,3 +203,13 @@ def test_the_shell_has_the_secrets_too_and_no_time_limit(vault: Project) -> None
     assert f"{len(KEY)}\r".encode() in seen
     assert b"the experiment: sh toy.sh" in seen
     assert not set(secretsfolder.stale([], older_than=-1)) - before
+
+
+def test_an_untracked_key_is_warned_of_or_refused(lab: Project, repro: Repro) -> None:
+    script(lab, ".env", "TOKEN=x")
+    done = repro("run", "--plan", *OPTIONS, "tracking.enabled=false")
+    assert done.returncode == 0
+    assert ".env: files of this name hold secrets" in done.stderr
+    done = repro("run", *OPTIONS, "tracking.enabled=false", REPRO_SNAPSHOT_SECRETS="refuse")
+    assert (done.returncode, left(lab)) == (4, ([], []))
+    assert ".gitignore" in done.stderr

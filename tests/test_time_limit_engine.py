@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
+import re
 import signal
+import tarfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,12 +17,14 @@ import pytest
 from repro import plan as planning
 from repro import runner
 from repro.engine import ContainerSpec, Engine, Mount
-from repro.experiment import Resources
-from repro.plan import INSIDE, start_command
+from repro.experiment import Resources, RunSecret
+from repro.plan import INSIDE, SECRETS, start_command
 from repro.project import Project
 from repro.record import RunFolder
-from repro.refusal import CommandNotFoundError
+from repro.refusal import STARTER, CommandNotFoundError
+from repro.runner import INIT_REFUSAL
 from tests.conftest import script
+from tests.debian import fetched
 from tests.test_ends_engine import Repro, planned
 from tests.test_run_engine import begun, containers, latest, left, start, wait_for
 
@@ -64,19 +69,21 @@ def alone(engine: Engine, debian_base: str, tmp_path: Path) -> Iterator[Callable
     assert image
     made = []
 
-    def run(command: list[str], *, image: str = image.id, env: dict[str, str] | None = None, **limits: Any) -> str:
+    def run(command: list[str], *, image: str = image.id, shell: str = "", **limits: Any) -> str:
         resources = Resources(**limits)
+        starting = start_command(tuple(command), {"TOKEN": RunSecret(to="env")} if shell else {}, resources)
         spec = ContainerSpec(
             image=image,
             name=f"repro-test-limit-{os.getpid()}-{len(made)}",
-            command=start_command(tuple(command), {}, resources),
-            env={"TINI_KILL_PROCESS_GROUP": "1", **(env or {})},
+            command=(shell, *starting) if shell else starting,
+            env={"TINI_KILL_PROCESS_GROUP": "1"},
             labels={},
             user=f"{os.getuid()}:{os.getgid()}",
             workdir="/",
             mounts=(
                 Mount(source=str(INSIDE), target="/repro/inside"),
                 Mount(source=str(tmp_path), target="/outputs", read_only=False),
+                *([Mount(source=str(tmp_path), target=SECRETS)] if shell else []),
             ),
             tmpfs={},
             network="none",
@@ -169,8 +176,50 @@ def test_a_command_with_a_limit_is_as_it_would_be_without(alone: Callable[..., s
     for limit in (None, 60.0):
         container = alone(["python3", "-c", look], time_limit=limit)
         ended[limit] = end_of(engine, container)[0], sorted(log(engine, container).splitlines())
-        assert ended[limit][1][1].startswith("ChildProcessError")  # the watch is no child of the command
+        assert "ChildProcessError: [Errno 10] No child processes" in ended[limit][1]  # the watch is none of them
     assert ended[None] == ended[60.0]
+
+
+@pytest.fixture(scope="module")
+def busybox(engine: Engine) -> Iterator[str]:
+    """The id of an image with busybox alone, as Alpine's are."""
+    program = fetched("busybox", "busybox-static") / "usr" / "bin" / "busybox"
+    with io.BytesIO() as content:
+        with tarfile.open(fileobj=content, mode="w") as tar:
+            tar.add(program, "bin/busybox")
+            for name in ("sh", "sleep", "cat", "echo"):
+                link = tarfile.TarInfo(f"bin/{name}")
+                link.type, link.linkname = tarfile.SYMTYPE, "busybox"
+                tar.addfile(link)
+        engine.client.api.import_image_from_data(content.getvalue(), repository="repro-test-busybox")
+    image = engine.image("repro-test-busybox")
+    assert image
+    yield image.id
+    engine.remove_image("repro-test-busybox")
+
+
+@pytest.mark.parametrize("shell", ["dash", "bash", "busybox"])
+def test_any_shell_will_do(
+    alone: Callable[..., str], engine: Engine, tmp_path: Path, shell: str, request: pytest.FixtureRequest
+) -> None:
+    (tmp_path / "TOKEN").write_text("two words\n*\n")
+    image = (
+        {"image": request.getfixturevalue("busybox"), "shell": "/bin/sh"} if shell == "busybox" else {"shell": shell}
+    )
+    catching = "trap 'echo \"$TOKEN\"; exit 9' INT; while :; do sleep 0.1; done"
+    container = alone(["sh", "-c", catching], time_limit=0.5, **image)
+    assert end_of(engine, container)[0] == 9
+    assert log(engine, container) == "two words\n*\n"
+    ignoring = "trap '' INT; while :; do sleep 0.1; done"
+    code, lived = end_of(engine, alone(["sh", "-c", ignoring], time_limit=0.5, stop_grace=0.5, **image))
+    assert (code, lived >= 1.0) == (137, True)
+    container = alone(["nosuch"], time_limit=0.5, **image)
+    assert end_of(engine, container)[0] == 127
+    assert re.match(INIT_REFUSAL, log(engine, container))
+    (tmp_path / "TOKEN").unlink()
+    container = alone(["true"], time_limit=0.5, **image)
+    assert end_of(engine, container)[0] == 127
+    assert f"{STARTER}: the secret TOKEN cannot be read: " in log(engine, container)
 
 
 @pytest.mark.parametrize("code", [0, 7, 255])
