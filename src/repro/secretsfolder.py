@@ -5,6 +5,7 @@ Other processes find them by the run's id. They are gone when the run is over, a
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import stat
@@ -97,12 +98,16 @@ def stale(alive: Collection[str], older_than: float = STALE_SECONDS) -> list[str
 
     A run has its secrets a moment before its container: those of the last `older_than` seconds do not count.
     """
-    runs = set()
-    for base in bases():
-        folder = _of_user(base)
-        if not _unsafe(folder):
-            runs |= {path.name for path in folder.iterdir() if path.stat().st_mtime < time.time() - older_than}
+    own = [folder for folder in map(_of_user, bases()) if not _unsafe(folder)]
+    runs = {path.name for folder in own for path in folder.iterdir() if _age(path) > older_than}
     return sorted(runs - set(alive))
+
+
+def _age(path: Path) -> float:
+    """Seconds; of what is removed in this moment: none."""
+    with contextlib.suppress(OSError):
+        return time.time() - path.stat().st_mtime
+    return 0.0
 
 
 def _found(run: str) -> list[Path]:
