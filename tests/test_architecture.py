@@ -15,7 +15,8 @@ SOURCE = Path(__file__).parents[1] / "src" / "repro"
 ROWS = (
     "errors experiment project guard record manifest",
     "config",
-    "repository lfs checkout source report",
+    "masking secretsources secretsfolder",
+    "repository lfs checkout suspects source report",
     "causes sameness",
     "download answers imagefacts endpoint refusal repodigest engine glance registry",
     "dockerfile context builder buildcache",

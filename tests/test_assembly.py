@@ -219,8 +219,8 @@ def test_secrets_come_from_the_environment_or_a_file(root: Path, monkeypatch: py
     given = gathered(spec(root), root, build).secrets
     assert given == {"token": SecretSource(env="TOKEN"), "netrc": SecretSource(file=str(root / "netrc"))}
     masked = assembly.mask(given)
-    assert masked("the token is s3cret!") == "the token is ***!"
-    assert masked("password hunter22") == "***"
+    assert masked("the token is s3cret!") == "the token is ******!"
+    assert masked("password hunter22") == "*****************"
     assert masked("nothing here") == "nothing here"
 
 
@@ -229,8 +229,8 @@ def test_secrets_come_from_the_environment_or_a_file(root: Path, monkeypatch: py
     [
         (SecretSource(env="REPRO_TEST_UNSET"), "REPRO_TEST_UNSET is not set"),
         (SecretSource(file="nothing"), "cannot be read"),
-        (SecretSource(), "give either env or file"),
-        (SecretSource(env="A", file="b"), "give either env or file"),
+        (SecretSource(), "give env or file"),
+        (SecretSource(env="A", file="b"), "give env or file"),
     ],
 )
 def test_a_secret_that_is_not_there_is_said_before_the_build(root: Path, source: SecretSource, said: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 from repro import plan
 from repro.answers import EngineFacts
 from repro.errors import BadInputError
-from repro.experiment import Experiment, ImageConfig, Resources
+from repro.experiment import Experiment, ImageConfig, Resources, RunSecret
 from repro.record import Code, DatasetUsed, ImageUsed
 
 EXPERIMENT = Experiment(name="toy", command=("sh", "toy.sh"), image=ImageConfig(variant="v", base="b:1"), seed=7)
@@ -129,6 +129,35 @@ def test_limits_reach_the_container() -> None:
     assert (container.cpus, container.memory, container.shm, container.pids) == (1.5, 1 << 30, 5, 6)
     assert "size=7" in container.tmpfs["/tmp"]
     assert "mode=1777" in container.tmpfs[plan.HOME]
+
+
+def test_a_time_limit_is_kept_by_what_the_container_is_started_with() -> None:
+    made = decided(resources=Resources(time_limit=1.5, stop_grace=1e6, stop_signal="SIGTERM"))
+    begin = ("/repro/inside/bin/repro-start", "--limit", "1.5", "--grace", "1000000", "--signal", "TERM", "--")
+    assert made.container.command == (*begin, "sh", "toy.sh")
+    assert made.planned.command == ("sh", "toy.sh")
+    assert made.container.stop_signal == "SIGTERM"
+    assert (decided().container.command, decided().container.stop_signal) == (("sh", "toy.sh"), "SIGINT")
+
+
+def test_secrets_are_a_folder_in_the_container_and_some_are_variables() -> None:
+    secrets = {"A": RunSecret(env="HOST_A", to="env"), "b.key": RunSecret(file="b")}
+    here = msgspec.structs.replace(CIRCUMSTANCES, secrets_folder="/dev/shm/mine/run")
+    made = plan.decide(msgspec.structs.replace(EXPERIMENT, secrets=secrets), INGREDIENTS, here)
+    assert made.container.command[1:] == ("--env", "A=/run/secrets/A", "--", "sh", "toy.sh")
+    (mount,) = [each for each in made.container.mounts if each.target == "/run/secrets"]
+    assert (mount.source, mount.read_only) == ("/dev/shm/mine/run", True)
+    assert "A" not in made.container.env
+    files = plan.decide(msgspec.structs.replace(EXPERIMENT, secrets={"b": RunSecret(file="b")}), INGREDIENTS, here)
+    assert files.container.command == ("sh", "toy.sh")
+
+
+@pytest.mark.parametrize(
+    ("name", "says"), [("REPRO_RUN", "in the environment already"), ("TZ", "already"), ("a.b", "a.b cannot be")]
+)
+def test_a_secret_that_cannot_be_a_variable_is_refused(name: str, says: str) -> None:
+    with pytest.raises(BadInputError, match=says):
+        decided(secrets={name: RunSecret(env="X", to="env")})
 
 
 def test_a_rootless_engine_gets_its_own_root_which_is_the_caller() -> None:

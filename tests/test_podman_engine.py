@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 
@@ -14,8 +15,10 @@ from repro.engine import connect
 from repro.project import Project
 from repro.record import folders
 from tests import debian_engine
+from tests.conftest import script
 from tests.debian_engine import USER, DebianEngine, Run, podman_engine
-from tests.test_run_engine import latest, on_a_terminal, read_all
+from tests.test_run_engine import begun, latest, on_a_terminal, read_all, start, wait_for
+from tests.test_time_limit_engine import CLEAN
 
 pytestmark = [pytest.mark.engine, pytest.mark.podman]
 
@@ -131,6 +134,27 @@ def test_runs_that_fail_say_why(
     assert left(podman) == []
 
 
+SECRET = "{T: {command: echo podmans-secret, to: env}}"
+
+
+@pytest.mark.parametrize("ending", ["Ctrl-C", "time limit"])
+def test_a_program_with_a_secret_finishes_in_order(lab: Project, podman: DebianEngine, ending: str) -> None:
+    script(lab, "clean.py", CLEAN + "    print(__import__('os').environ['T'], open('/run/secrets/T').read())\n")
+    limit = "2.5" if ending == "time limit" else "60"
+    options = ("gpus=none", "tracking.enabled=false", f"+secrets={SECRET}", f"resources.time_limit={limit}")
+    process = start(lab, "experiment=toy", "command=[python3,clean.py]", *options)
+    if ending == "Ctrl-C":
+        wait_for(lambda: begun(lab))
+        process.send_signal(signal.SIGINT)
+    _out, err = process.communicate(timeout=60)
+    record, folder = latest(lab)
+    assert record.state == {"Ctrl-C": "killed", "time limit": "timeout"}[ending], err
+    assert (folder.outputs / "checkpoint").read_text() == "saved"
+    stars = "*" * len("podmans-secret")
+    assert f"{stars} {stars}\n" in folder.output_log.read_text()
+    assert left(podman) == []
+
+
 def test_the_shell_works_in_its_containers_too(lab: Project, podman: DebianEngine) -> None:
     process, master = on_a_terminal(lab, "shell", "experiment=toy", "gpus=none")
     os.write(master, b"pwd; echo made > /outputs/by-hand; exit 5\n")
@@ -241,6 +265,18 @@ def test_a_rootless_engine_gives_all_files_to_the_caller(as_user: Run, rootless:
     owners = {(path.lstat().st_uid, path.lstat().st_gid) for path in folder.path.rglob("*")}
     assert owners == {(USER, USER)}
     assert (folder.outputs / "x").read_text() == "42\n"
+
+
+def test_a_rootless_container_has_its_secrets_and_keeps_its_time_limit(lab: Project, rootless: DebianEngine) -> None:
+    script(lab, "clean.py", CLEAN + "    print(__import__('os').environ['T'], open('/run/secrets/T').read())\n")
+    with debian_engine.as_user(rootless, lab) as call:
+        options = ("gpus=none", "tracking.enabled=false", f"+secrets={SECRET}", "resources.time_limit=2.5")
+        done, theirs = call(*options, "command=[python3,clean.py]")
+        record, folder = latest(theirs)
+        assert record.state == "timeout", done.stderr
+        assert (folder.outputs / "checkpoint").read_text() == "saved"
+        stars = "*" * len("podmans-secret")
+        assert f"{stars} {stars}\n" in folder.output_log.read_text()
 
 
 def test_podman_5_builds_with_here_documents_and_mounts(lab: Project, rootless: DebianEngine) -> None:

@@ -212,7 +212,7 @@ def test_no_engine_is_one_clear_error(lab: Project, repro: Repro) -> None:
 
 @pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_stops_the_container_and_records_it(lab: Project, repro: Repro, signal_: signal.Signals) -> None:
-    script(lab, "toy.sh", "trap 'echo stopping; exit 0' TERM; echo begun; while :; do sleep 0.1; done")
+    script(lab, "toy.sh", "trap 'echo stopping; exit 0' INT; echo begun; while :; do sleep 0.1; done")
     process = start(lab, "experiment=toy", "tracking.enabled=false")
     wait_for(lambda: begun(lab))
     process.send_signal(signal_)

@@ -10,11 +10,12 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from repro import context, dockerfile, pylock
+from repro import context, dockerfile, pylock, secretsources
 from repro.context import ContextFile
 from repro.download import SILENT_SECONDS, Say, Wanted, cache_errors, obtain, progress_bars
 from repro.errors import BadInputError, EnvironmentUnfitError
 from repro.experiment import BuildConfig, SecretSource, Value
+from repro.masking import Masker
 from repro.pylock import Package
 from repro.spec import ImageSpec
 
@@ -22,7 +23,6 @@ AT_ONCE = 6  # downloads
 LARGE = 1_000_000  # bytes of a wheel: from here on, a stage of its own keeps it while smaller ones change
 INDEXES = ("UV_DEFAULT_INDEX", "UV_INDEX", "UV_INDEX_URL", "UV_EXTRA_INDEX_URL", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL")
 AUTHORITIES = "the host's own, on Debian and Ubuntu: build.ca_bundle=/etc/ssl/certs/ca-certificates.crt"
-PART = re.compile(r"""password\s+(\S{4,})|=\s*["']?([^\s"']{8,})|"([^\s"]{8,})\"""")  # of a .netrc, an .env, a JSON
 USER = re.compile(r"://([^/\s@]+)@([^/\s]+)")
 README = b"What the host gives to this build; no part of the image. See docs/images.md of repro.\n"
 PLACE = "/tmp/from-host"  # noqa: S108 - where a Dockerfile puts the folder, for pip.conf to be right
@@ -195,37 +195,14 @@ def _ca_bundle(name: str, root: Path) -> bytes:
 
 
 def _secret(name: str, source: SecretSource, root: Path) -> SecretSource:
-    if (source.env is None) == (source.file is None):
-        raise BadInputError(
-            f"build.secrets.{name}: give either env or file",
-            evidence=[f"env: {source.env}, file: {source.file}"],
-            hints=[f"build.secrets.{name}.env=VARIABLE, or build.secrets.{name}.file=PATH"],
-        )
-    if source.env is not None:
-        if source.env not in os.environ:
-            raise BadInputError(
-                f"build.secrets.{name}: the environment variable {source.env} is not set",
-                hints=[f"`export {source.env}=...`, then repeat the command"],
-            )
-        return source
-    path = root / Path(str(source.file)).expanduser()
-    if not os.access(path, os.R_OK) or path.is_dir():
-        raise BadInputError(
-            f"build.secrets.{name}: {path} cannot be read",
-            evidence=["it is a folder" if path.is_dir() else "not yours to read" if path.exists() else "no such file"],
-            hints=["paths are taken from the project's folder; `~` is yours"],
-        )
-    return SecretSource(file=str(path))
+    secretsources.check(f"build.secrets.{name}", source, root)
+    return source if source.file is None else SecretSource(file=str(secretsources.place(source.file, root)))
 
 
 def mask(secrets: Mapping[str, SecretSource]) -> Callable[[str], str]:
     """Takes the values of secrets out of a line, should a step print one."""
-    values = set()
-    for source in secrets.values():
-        value = os.environ.get(source.env, "") if source.env else Path(str(source.file)).read_text(errors="replace")
-        values |= {line.strip() for line in [value, *value.splitlines()] if len(line.strip()) > 3}
-        values |= {next(filter(None, found)) for found in PART.findall(value)}
-    if not values:
-        return lambda line: line
-    pattern = re.compile("|".join(re.escape(value) for value in sorted(values, key=len, reverse=True)))
-    return lambda line: pattern.sub("***", line)
+    masker = Masker(
+        os.environb.get(os.fsencode(source.env), b"") if source.env else Path(str(source.file)).read_bytes()
+        for source in secrets.values()
+    )
+    return lambda line: masker.whole(line.encode(errors="surrogatepass")).decode(errors="replace")

@@ -28,7 +28,7 @@ from repro.record import write_atomic
 HYDRA_VERSION_BASE = "1.3"
 LIBRARY = Path(__file__).parent / "conf"  # pkg://repro.conf
 Struct = TypeVar("Struct", bound=msgspec.Struct)
-FREE = ("params.", "env.", "image.build_args.", "build.secrets.", "data.")  # whose keys are the user's own
+FREE = ("params.", "env.", "image.build_args.", "build.secrets.", "secrets.", "data.")  # whose keys are the user's own
 SECTIONS: dict[type, str] = {ImageConfig: "image", BuildConfig: "build"}
 UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
@@ -236,6 +236,13 @@ def _experiment(container: dict[str, Any]) -> Experiment:
     return _convert(container, Experiment, container)
 
 
+def _named(path: str, container: dict[str, Any]) -> str:
+    """The path of an entry with the user's own name in it, which msgspec leaves out, where it can be told."""
+    pattern = re.compile(re.escape(path).replace(re.escape("[...]"), r"\.([^.]+)"))
+    found = [key for key in _flat(container) if "[...]" in path and pattern.fullmatch(key)]
+    return found[0] if len(found) == 1 else path
+
+
 def _require_json(path: str, value: Any) -> None:
     """Refuse what the configuration in the container, which is JSON, has no form for."""
     if isinstance(value, float) and not math.isfinite(value):
@@ -280,6 +287,7 @@ def _convert(raw: Any, kind: type[Struct], container: dict[str, Any]) -> Struct:
         what, _, where = str(error).partition(" - at `$")
         path = where.rstrip("`").lstrip(".")
         path = ".".join(filter(None, [SECTIONS.get(kind, ""), path]))
+        path = _named(path, container)
         if unknown := re.search(r"unknown field `(.*)`", what):
             key = ".".join(filter(None, [path, unknown[1]]))
             raise _unknown_key(key, _schema_keys() | set(_flat(container)) - {key}) from error

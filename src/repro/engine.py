@@ -5,6 +5,7 @@ Foreign exceptions become ours here and nowhere else. The SDK is imported when a
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -52,6 +53,7 @@ class ContainerSpec(Value, frozen=True, kw_only=True):
     memory: int | None
     shm: int
     pids: int
+    stop_signal: str
     interactive: bool = False
 
 
@@ -259,6 +261,7 @@ class Engine:
                 host_config=host,
                 tty=spec.interactive,
                 stdin_open=spec.interactive,
+                stop_signal=spec.stop_signal,
             )
         return str(made["Id"])
 
@@ -351,9 +354,9 @@ class Engine:
         return answers.exit_of(state, podman=self.podman)
 
     def stop(self, container: str, grace: float) -> None:
-        """Ask the container to end (SIGTERM), and kill it `grace` seconds later."""
+        """Ask the container to end, by its stop signal, and kill it `grace` seconds later."""
         with _of_container("stopping the container"):
-            self.client.api.stop(container, timeout=round(grace))
+            self.client.api.stop(container, timeout=math.ceil(grace))
 
     def kill(self, container: str) -> None:
         """End the container at once; no error when it is over already."""

@@ -54,6 +54,13 @@ class SecretSource(Value, frozen=True, kw_only=True):
     file: str | None = None
 
 
+class RunSecret(SecretSource, frozen=True, kw_only=True):
+    """Where the value of a run's secret comes from, a program's answer being the third way, and how it gets there."""
+
+    command: str | None = None  # a program and its arguments; no shell
+    to: Literal["file", "env"] = "file"  # a file it is in both cases
+
+
 class BuildConfig(Value, frozen=True, kw_only=True):
     """How images are built. Of these, the network alone is part of an image's identity."""
 
@@ -78,6 +85,7 @@ class Resources(Value, frozen=True, kw_only=True):
     tmp: Positive = 1 << 30
     pids: Positive = 4096
     time_limit: Seconds | None = None
+    stop_signal: Literal["SIGINT", "SIGTERM"] = "SIGINT"
     stop_grace: Seconds = 10.0
 
 
@@ -102,6 +110,7 @@ class Experiment(Value, frozen=True, kw_only=True):
     gpus: str | int | tuple[str | int, ...] = "auto"
     network: str = "none"
     env: dict[str, str] = {}
+    secrets: dict[Name, RunSecret] = {}
     image: ImageConfig
     build: BuildConfig = BuildConfig()
     data: dict[Name, DatasetConfig] = {}

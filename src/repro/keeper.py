@@ -73,8 +73,8 @@ def keep(held: Lease, project: Project) -> None:
         return
     follower = _follower(record, folder, project)
     try:
-        if record.ended and record.started:  # all that is left to do is to tidy up
-            release(engine, record.started.container, log.info)
+        if record.ended:  # all that is left to do is to tidy up
+            release(engine, record, log.info)
             held.end()
         else:
             log.info("%s: kept from now on", folder.path.name)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from repro import lease, manifest
+from repro import lease, manifest, secretsfolder
 from repro.answers import Exit
 from repro.ending import Circumstance, StopRequest, verdict
 from repro.engine import Engine, connect
@@ -24,12 +24,14 @@ from repro.lease import Lease
 from repro.project import user_name
 from repro.pump import Echo, Pump
 from repro.record import End, Ended, FileUsed, Record, RunFolder, Started, write_atomic
-from repro.refusal import CommandNotFoundError, ContainerGoneError, command_not_found
+from repro.refusal import STARTER, CommandNotFoundError, ContainerGoneError, command_not_found
 
 ENGINE_SECONDS = 60.0  # that a command waits for an engine which has gone away
 ENGINE_MOMENT = timedelta(seconds=15)  # in which an engine that ends, or begins, ends its containers
+LATE_SECONDS = 5.0  # after which a container that should have ended itself is ended from here
 SLICE_SECONDS = 30.0  # of one question to the engine: a connection may die without a word
-INIT_REFUSAL = re.compile(r"\[FATAL tini|ERROR \(catatonit:\d+\): failed to exec ")  # Docker's init, and Podman's
+# Docker's init, Podman's, and ours
+INIT_REFUSAL = re.compile(rf"\[FATAL tini|ERROR \(catatonit:\d+\): failed to exec |{STARTER}: ")
 CTRL_C = "Ctrl-C"
 BOOT = Path("/proc/sys/kernel/random/boot_id")
 
@@ -72,7 +74,7 @@ class Keeper:
             LeftError: the engine went away and did not come back in time. The run is still open.
             CommandNotFoundError: no run took place, and nothing is left of it.
         """
-        pump = Pump(self.engine, self.container, self.folder)
+        pump = Pump(self.engine, self.container, self.folder, secretsfolder.values(self.record.planned.run))
         echo = Echo(self.folder.output_log, output) if output else None
         pump.start()
         if echo:
@@ -92,7 +94,9 @@ class Keeper:
             pump.over.set()
             if echo:
                 echo.over.set()
-        if not pump.held_back:  # else the engine has the only copy of some output
+        if pump.held_back:  # the engine has the only copy of some output
+            secretsfolder.remove(record.planned.run)
+        else:
             self._release()
         self.held.end()
         if echo:
@@ -159,10 +163,11 @@ class Keeper:
                 self._away = self._away[0], datetime.now(timezone.utc)
 
     def _left(self) -> float:
-        """Seconds until the time limit."""
-        if self.resources.time_limit is None:
+        """Seconds until a container that has not kept its time limit by itself is stopped from here."""
+        limits = self.resources
+        if limits.time_limit is None:
             return SLICE_SECONDS
-        end = self.started.at + timedelta(seconds=self.resources.time_limit)
+        end = self.started.at + timedelta(seconds=limits.time_limit + limits.stop_grace + LATE_SECONDS)
         return (end - datetime.now(timezone.utc)).total_seconds()
 
     def _due(self) -> bool:
@@ -170,7 +175,7 @@ class Keeper:
             return True
         if self._left() > 0:
             return False
-        self.say(f"time limit of {self.resources.time_limit:g} s reached: stopping the container")
+        self.say(f"the container has not kept its time limit of {self.resources.time_limit:g} s by itself: stopping it")
         return True
 
     def _reconnect(self, error: EngineUnreachableError) -> None:
@@ -261,7 +266,7 @@ class Keeper:
         return write(outputs)
 
     def _release(self) -> None:
-        release(self.engine, self.container, self.say)
+        release(self.engine, self.record, self.say)
 
     def _record_interruption(self) -> None:
         """The record says that it is over, if nothing has said so yet."""
@@ -283,8 +288,10 @@ def stop(started: Started, grace: float) -> None:
         engine.stop(started.container, grace)
 
 
-def release(engine: Engine, container: str, say: Callable[[str], None]) -> None:
-    """Remove the container of a run that is over."""
+def release(engine: Engine, record: Record, say: Callable[[str], None]) -> None:
+    """Remove the container of a run that is over, and what it alone needed."""
+    secretsfolder.remove(record.planned.run)
+    container = record.started.container if record.started else f"repro-{record.planned.run}"
     try:
         engine.remove(container)
     except EnvironmentUnfitError as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -11,8 +13,10 @@ from repro import __version__
 from repro.answers import EngineFacts
 from repro.engine import ContainerSpec, Mount
 from repro.errors import BadInputError
-from repro.experiment import Experiment, Value
+from repro.experiment import Experiment, Resources, RunSecret, Value
 from repro.record import Code, DatasetUsed, Host, ImageUsed, Planned, RunFolder
+from repro.refusal import STARTER
+from repro.secretsfolder import INSIDE as SECRETS
 
 INSIDE = Path(__file__).parent / "inside"  # what we mount into every container
 HOME = "/home/repro"
@@ -47,6 +51,7 @@ class Circumstances(Value, frozen=True, kw_only=True):
     gid: int
     user: str  # name
     tracking_uri: str | None
+    secrets_folder: str = ""  # on this host, in memory; "" without secrets
 
 
 class Plan(Value, frozen=True, kw_only=True):
@@ -60,6 +65,8 @@ class Plan(Value, frozen=True, kw_only=True):
     stop_grace: float  # seconds
     diff: str
     inputs: dict[str, str]
+    secrets: dict[str, RunSecret]  # where they come from; read when the run starts
+    secrets_folder: str  # where they are put for it
 
 
 def run_id(name: str, created: datetime, random: bytes) -> str:
@@ -71,11 +78,11 @@ def decide(experiment: Experiment, ingredients: Ingredients, circumstances: Circ
     """Decide everything about a run.
 
     Raises:
-        BadInputError: `gpus` or `env` says what cannot be.
+        BadInputError: `gpus`, `env` or `secrets` says what cannot be.
     """
     gpus, cpu_fallback = gpu_request(experiment.gpus)
     env = container_env(experiment, ingredients, circumstances)
-    folder = RunFolder(Path(circumstances.folder))
+    _check_variables(experiment, env)
     tracking = experiment.tracking
     planned = Planned(
         run=circumstances.run,
@@ -103,13 +110,52 @@ def decide(experiment: Experiment, ingredients: Ingredients, circumstances: Circ
     return Plan(
         planned=planned,
         folder=circumstances.folder,
-        container=_container(experiment, ingredients, planned, folder, gpus),
+        container=_container(experiment, ingredients, planned, circumstances, gpus),
         cpu_fallback=cpu_fallback,
         time_limit=experiment.resources.time_limit,
         stop_grace=experiment.resources.stop_grace,
         diff=ingredients.diff,
         inputs=ingredients.inputs,
+        secrets=experiment.secrets,
+        secrets_folder=circumstances.secrets_folder,
     )
+
+
+def start_command(
+    command: tuple[str, ...], secrets: Mapping[str, RunSecret], limits: Resources | None = None
+) -> tuple[str, ...]:
+    """What the container is started with: the command itself, or what becomes it where there is more to do.
+
+    With `limits`, the container keeps its time limit by itself, whoever has died meanwhile.
+    """
+    options: list[str] = []
+    if limits and limits.time_limit is not None:
+        times = ("--limit", _decimal(limits.time_limit), "--grace", _decimal(limits.stop_grace))
+        options += [*times, "--signal", limits.stop_signal.removeprefix("SIG")]
+    for name, secret in secrets.items():
+        if secret.to == "env":
+            options += ["--env", f"{name}={SECRETS}/{name}"]
+    return (STARTER, *options, "--", *command) if options else command
+
+
+def _decimal(seconds: float) -> str:
+    """As every `sleep` reads it: no exponent."""
+    return f"{seconds:.3f}".rstrip("0").rstrip(".")
+
+
+def _check_variables(experiment: Experiment, env: Mapping[str, str]) -> None:
+    names = [name for name, secret in experiment.secrets.items() if secret.to == "env"]
+    if taken := sorted(set(names) & set(env)):
+        raise BadInputError(
+            f"configuration: secrets: {', '.join(taken)} is in the environment already",
+            hints=["choose another name, or take it out of `env`"],
+        )
+    if odd := [name for name in names if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name)]:
+        raise BadInputError(
+            f"configuration: secrets.{odd[0]} cannot be an environment variable: its name has other characters than "
+            "letters, digits and _",
+            hints=["choose another name, or leave `to: env` out"],
+        )
 
 
 def gpu_request(asked: str | int | tuple[str | int, ...]) -> tuple[Gpus, bool]:
@@ -180,6 +226,7 @@ def container_env(experiment: Experiment, ingredients: Ingredients, circumstance
         "TF_CPP_MIN_LOG_LEVEL": "2",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "1",
+        "TINI_KILL_PROCESS_GROUP": "1",  # to Docker's init: a stop reaches what a shell script has started, too
     }
     for name in ("OMP", "OPENBLAS", "MKL", "NUMEXPR", "TF_INTRAOP", "TF_INTEROP"):
         key = f"{name}_NUM_THREADS" if not name.startswith("TF_") else f"TF_NUM_{name[3:]}_THREADS"
@@ -206,9 +253,9 @@ def _host(engine: EngineFacts, user: str) -> Host:
 
 
 def _container(
-    experiment: Experiment, ingredients: Ingredients, planned: Planned, folder: RunFolder, gpus: Gpus
+    experiment: Experiment, ingredients: Ingredients, planned: Planned, circumstances: Circumstances, gpus: Gpus
 ) -> ContainerSpec:
-    limits = experiment.resources
+    limits, folder = experiment.resources, RunFolder(Path(circumstances.folder))
     mounts = [
         Mount(source=ingredients.code_folder, target="/workspace"),
         Mount(source=str(folder.outputs), target="/outputs", read_only=False),
@@ -216,6 +263,7 @@ def _container(
         Mount(source=str(INSIDE), target="/repro/inside"),
         Mount(source=str(folder.config_json), target="/repro/config.json"),
         *(Mount(source=dataset.folder, target=f"/data/{dataset.name}") for dataset in planned.data),
+        *([Mount(source=circumstances.secrets_folder, target=SECRETS)] if experiment.secrets else []),
     ]
     # `exec`: frameworks compile kernels into these folders and load them from there
     tmpfs = {
@@ -225,7 +273,7 @@ def _container(
     return ContainerSpec(
         image=planned.image.id,
         name=f"repro-{planned.run}",
-        command=planned.command,
+        command=start_command(planned.command, experiment.secrets, limits),
         env=planned.env,
         labels={
             RUN_LABEL: planned.run,
@@ -243,4 +291,5 @@ def _container(
         memory=limits.memory,
         shm=limits.shm,
         pids=limits.pids,
+        stop_signal=limits.stop_signal,
     )

@@ -11,6 +11,7 @@ from typing import BinaryIO
 
 from repro.engine import Engine
 from repro.errors import EnvironmentUnfitError
+from repro.masking import Masker
 from repro.record import RunFolder
 from repro.refusal import ContainerGoneError
 
@@ -27,9 +28,10 @@ class Pump(threading.Thread):
     The log is always the beginning of what the engine has: whoever goes on does so at its length.
     """
 
-    def __init__(self, engine: Engine, container: str, folder: RunFolder) -> None:
+    def __init__(self, engine: Engine, container: str, folder: RunFolder, secrets: tuple[bytes, ...] = ()) -> None:
         super().__init__(daemon=True, name="container output")
         self.engine, self.container = engine, container
+        self.secrets = secrets  # values, which the log does not show
         self.log, self.times = folder.output_log, folder.output_times
         self.delivered = 0  # bytes of the log
         self.received = 0  # bytes from the engine, some of them perhaps for the second time
@@ -64,12 +66,20 @@ class Pump(threading.Thread):
     def _pass(self, log: BinaryIO, *, follow: bool) -> None:
         """One stream from the container's first byte on, without what the log has already."""
         skip = self.delivered
-        for chunk in self.engine.output(self.container, follow=follow):
-            self.received += len(chunk)
+        for chunk in self._masked(follow=follow):
             fresh = chunk[skip:]
             skip = max(0, skip - len(chunk))
             if fresh:
                 self._write(log, fresh)
+
+    def _masked(self, *, follow: bool) -> Iterator[bytes]:
+        """The stream with secrets masked: as many bytes. Its very end comes when it is known to be the end."""
+        masker = Masker(self.secrets)
+        for chunk in self.engine.output(self.container, follow=follow):
+            self.received += len(chunk)
+            yield masker.feed(chunk)
+        if not follow:
+            yield masker.flush()
 
     def _write(self, log: BinaryIO, chunk: bytes) -> None:
         """Append to the log. On a full disk it ends where the room ended: what comes later must not close the gap."""

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from repro import lease, leftovers, sweep
+from repro import lease, leftovers, secretsfolder, sweep
 from repro.answers import ContainerFacts
 from repro.engine import Engine
 from repro.errors import ReproError
@@ -20,10 +20,10 @@ from repro.record import RunFolder, folders
 class Leftover(Value, frozen=True, kw_only=True):
     """Something that nobody looks after."""
 
-    kind: str  # run, container
+    kind: str  # run, container, secrets
     name: str
     why: str
-    place: str  # of a run, its folder; of a container, its id
+    place: str  # of a run, its folder; of a container, its id; of secrets, the run
 
 
 def look(project: Project, engine: Engine) -> list[Leftover]:
@@ -33,7 +33,7 @@ def look(project: Project, engine: Engine) -> list[Leftover]:
         Leftover(kind="run", name=folder.path.name, why="it is not over, and nobody keeps it", place=str(folder.path))
         for folder in _unkept(project, containers)
     ]
-    return found + _orphans(containers)
+    return found + _orphans(containers) + _secrets(containers)
 
 
 def _unkept(project: Project, containers: Sequence[ContainerFacts]) -> list[RunFolder]:
@@ -66,8 +66,14 @@ def _orphans(containers: Sequence[ContainerFacts]) -> list[Leftover]:
     return [Leftover(kind="container", name=each.name, why=each.loses, place=each.id) for each in gone.values()]
 
 
+def _secrets(containers: Sequence[ContainerFacts]) -> list[Leftover]:
+    alive = {each.labels[RUN_LABEL] for each in containers if RUN_LABEL in each.labels}
+    why = "secrets of a run that has no container any more"
+    return [Leftover(kind="secrets", name=run, why=why, place=run) for run in secretsfolder.stale(alive)]
+
+
 def do(found: Sequence[Leftover], project: Project, engine: Engine, say: Callable[[str], None]) -> None:
-    """Take over the runs, wait until their records are true, remove the containers."""
+    """Take over the runs, wait until their records are true, remove the rest."""
     runs = [RunFolder(Path(each.place)) for each in found if each.kind == "run"]
     for folder in runs:
         folder.lease.touch()
@@ -77,3 +83,5 @@ def do(found: Sequence[Leftover], project: Project, engine: Engine, say: Callabl
         if each.kind == "container":
             say(f"removing {each.name}")
             engine.remove(each.place)
+        elif each.kind == "secrets":
+            secretsfolder.remove(each.place)

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 from repro.errors import EnvironmentUnfitError, ReproError
 
+STARTER = "/repro/inside/bin/repro-start"  # what becomes the command when there is a time limit or a secret
+
 
 class GpuRefusedError(EnvironmentUnfitError):
     """The engine cannot give the GPUs that were asked for."""
@@ -66,7 +68,22 @@ def of_start(error: EnvironmentUnfitError) -> ReproError:
 
 
 def command_not_found(text: str) -> CommandNotFoundError:
-    """The error for a command that the image does not hold; `text` is what the engine or its init says."""
+    """The error for a command that the image does not hold; `text` is what the engine, its init or our starter says."""
+    if f"{STARTER} failed" in text:
+        return CommandNotFoundError(
+            "the image holds no /bin/sh, which a time limit and secrets in the environment need",
+            evidence=[text],
+            hints=[
+                "add a shell, `sleep` and `cat` to the image (busybox has all three)",
+                "or do without: resources.time_limit=null, and secrets as files (leave `to: env` out)",
+            ],
+        )
+    if text.startswith(f"{STARTER}: ") and ": exec: " not in text:
+        return CommandNotFoundError(
+            "the experiment's command cannot be started in this image",
+            evidence=[text],
+            hints=["look inside: `repro shell experiment=NAME`", "install what is missing in the Dockerfile"],
+        )
     return CommandNotFoundError(
         "the experiment's command cannot be started: the image does not hold that program",
         evidence=[text],

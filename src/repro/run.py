@@ -29,6 +29,8 @@ from repro import (
     lockfile,
     report,
     runner,
+    secretsfolder,
+    secretsources,
     source,
     sweep,
 )
@@ -165,7 +167,7 @@ def _conversation(session: Session, composed: config.Composed, command: str, dis
     # bash where the image has it: the plan's command is what the experiment would run
     start = tuple(shlex.split(command)) or ("sh", "-c", "command -v bash >/dev/null && exec bash || exec sh")
     display.line(
-        f"in {plan.container.image[:19]} as {plan.container.user}; the experiment: {shlex.join(plan.container.command)}"
+        f"in {plan.container.image[:19]} as {plan.container.user}; the experiment: {shlex.join(plan.planned.command)}"
     )
     code = runner.converse(plan, session.engine, start, display.notice, session.let_prune)
     print(f"outputs  {RunFolder(Path(plan.folder)).outputs}")
@@ -202,11 +204,9 @@ class Session:
     def code(self) -> tuple[source.Snapshot, Path, str]:
         """The snapshot, its export, and its uncommitted changes as text."""
         with self.display.step("code") as step:
-            snapshot = source.capture(self.project.root, say=step.say)
+            snapshot = source.capture(self.project.root, say=step.say, warn=self.display.notice)
             folder = source.export(snapshot, self.project.root, ignored_folder(self.project.scratch) / "code")
             step.detail = f"{snapshot.commit[:12]}" + (" with uncommitted changes" if snapshot.dirty else "")
-        for name in snapshot.suspicious:
-            self.display.notice(f"{name} looks like a secret and is in the snapshot: add it to .gitignore")
         return snapshot, folder, source.diff_text(snapshot, self.project.root)
 
     def image(self, wanted: ImageConfig, build: BuildConfig) -> tuple[ImageSpec, Image, ledger.Contents | None]:
@@ -269,6 +269,8 @@ class Session:
         """Everything decided; what is missing (image, data) has been made, and stays until `execute` has begun."""
         self._starting.enter_context(guard.starting())
         experiment = composed.experiment
+        for name, secret in experiment.secrets.items():  # before anything is built for it
+            secretsources.check(f"secrets.{name}", secret, self.project.root)
         snapshot, code_folder, diff = self.code
         source.touch(code_folder)  # a sweep may be longer than exports are kept
         spec, made, contents = self.image(experiment.image, experiment.build)
@@ -331,6 +333,7 @@ class Session:
             gid=os.getgid(),
             user=user_name(),
             tracking_uri=resolve_uri(tracking.uri, self.project) if tracking.enabled else None,
+            secrets_folder=str(secretsfolder.place(run)) if composed.experiment.secrets else "",
         )
 
     def execute(self, plan: planning.Plan) -> tuple[Record, RunFolder]:

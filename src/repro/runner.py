@@ -12,13 +12,13 @@ from pathlib import Path
 
 import msgspec
 
-from repro import lease, terminal
+from repro import lease, secretsfolder, terminal
 from repro.answers import Found
 from repro.engine import ContainerSpec, Engine
 from repro.errors import BadInputError, EnvironmentUnfitError
 from repro.keeping import Keeper, boot, discard
 from repro.lease import Lease
-from repro.plan import Plan, gpus_text
+from repro.plan import Plan, gpus_text, start_command
 from repro.project import Project
 from repro.record import Record, RunFolder, Started
 from repro.refusal import CommandNotFoundError, GpuRefusedError
@@ -84,7 +84,9 @@ def launch(plan: Plan, engine: Engine) -> tuple[Lease, Record]:
     """
     held = prepare(plan)
     try:
+        remarks = _provide_secrets(plan)
         container, gpus, notices = _launch(plan.container, engine, cpu_fallback=plan.cpu_fallback)
+        notices = (*remarks, *notices)
         at = datetime.now(timezone.utc)
         started = _started(engine, container=container, at=at, gpus=gpus, notices=notices)
         record = Record(planned=plan.planned, started=started)
@@ -164,6 +166,7 @@ def recover(held: Lease, engine: Engine) -> Record | None:
     if found is None or found.started is None:
         if found:
             engine.remove(found.id)
+        secretsfolder.remove(record.planned.run)
         discard(folder)
         return None
     record = _adopted(record, found, engine)
@@ -182,8 +185,16 @@ def _undo(plan: Plan, engine: Engine, held: Lease) -> None:
     """No run took place: the container goes, by its name, since its id may not have arrived yet."""
     with contextlib.suppress(EnvironmentUnfitError):
         engine.remove(plan.container.name)
+    secretsfolder.remove(plan.planned.run)
     discard(held.folder)
     held.release()
+
+
+def _provide_secrets(plan: Plan) -> tuple[str, ...]:
+    """The run's secrets, where its container will find them; remarks for the user."""
+    if not plan.secrets:
+        return ()
+    return secretsfolder.provide(plan.secrets, Path(plan.secrets_folder), Path(plan.planned.project))
 
 
 def converse(
@@ -200,6 +211,7 @@ def converse(
     for file in (held.folder.record, held.folder.reserve):  # what is done by hand is no run
         file.unlink(missing_ok=True)
     held.end()
+    command = start_command(command, plan.secrets)  # no time limit: somebody sits there
     spec = msgspec.structs.replace(plan.container, command=command, interactive=True)
     with contextlib.ExitStack() as sockets:
         lines = []  # to the container; the last one counts
@@ -208,6 +220,8 @@ def converse(
             lines.append(sockets.enter_context(contextlib.closing(engine.attach(container))))
 
         try:
+            for remark in _provide_secrets(plan):
+                say(remark)
             container, _gpus, notices = _launch(spec, engine, cpu_fallback=plan.cpu_fallback, created=created)
         except BaseException:
             _undo(plan, engine, held)
@@ -220,6 +234,7 @@ def converse(
             exited = engine.wait(container)
         finally:
             engine.remove(container)
+            secretsfolder.remove(plan.planned.run)
     return exited.code if exited else 0
 
 

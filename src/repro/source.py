@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fnmatch
 import hashlib
 import os
 import shutil
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from repro import lfs
+from repro import lfs, suspects
 from repro.checkout import write_commit
 from repro.errors import BadInputError, EnvironmentUnfitError
 from repro.experiment import Value
@@ -23,12 +22,7 @@ from repro.record import Code, shown
 from repro.repository import Repository, git, open_repository, reading, remote, some
 
 MAX_FILE = 50_000_000  # bytes; larger untracked files are refused: they are data, and git keeps them for ever
-SECRETS = (
-    *(".env", ".env.*", "*.pem", "*.key", "*.p12", "*.pfx", "id_rsa", "id_dsa", "id_ecdsa", "id_ed25519"),
-    *(".netrc", ".pgpass", ".pypirc", ".npmrc", "credentials.json", "secrets.*"),
-)
 STORE = ("mlflow.db", "mlflow.db-*", "mlflow.db.*")  # MLflow's, which every run writes: never part of the code
-HARMLESS = ("*.example", "*.sample", "*.template", "*.dist", "*.pub")
 
 Say = Callable[[str], None]
 
@@ -43,7 +37,6 @@ class Snapshot(Value, frozen=True, kw_only=True):
     remote: str | None  # URL of `origin` without credentials
     dirty: bool
     prefix: str  # of the project inside the repository, "" at its top
-    suspicious: tuple[str, ...] = ()  # untracked files that look like secrets; they are in the snapshot
 
     def code(self) -> Code:
         """What a record keeps of it."""
@@ -75,18 +68,22 @@ class _Listing(Value, frozen=True, kw_only=True):
         return [entry.path for entry in self.tracked] + self.untracked
 
 
-def capture(root: Path, *, max_file: int | None = None, say: Say = lambda _: None) -> Snapshot:
+def capture(
+    root: Path, *, max_file: int | None = None, say: Say = lambda _: None, warn: Say = lambda _: None
+) -> Snapshot:
     """The working tree of the repository around `root`, kept as a commit.
 
     HEAD, index, files, stash and branches stay untouched. The commit is on top of HEAD with a fixed author and
     date, so equal content on an equal HEAD has an equal id.
     `refs/repro/snap/<commit>` keeps it alive. Submodules and repositories inside the project are captured in the
     same way, each into itself, and the snapshot points at their snapshots. `max_file` (bytes; default:
-    REPRO_SNAPSHOT_MAX_FILE, else 50 MB) is the cap for an untracked file.
+    REPRO_SNAPSHOT_MAX_FILE, else 50 MB) is the cap for an untracked file. `warn` is told of untracked files that look
+    like secrets before anything is stored.
 
     Raises:
         BadInputError: no repository or working tree, conflicts, submodules that are not checked out, a Git LFS
             file without its content, an untracked file over the cap, or git refuses to work here.
+        RefusedError: untracked files look like secrets, and REPRO_SNAPSHOT_SECRETS is `refuse`.
         EnvironmentUnfitError: git is not installed, or its folder cannot be written.
     """
     repository = open_repository(root)
@@ -94,7 +91,9 @@ def capture(root: Path, *, max_file: int | None = None, say: Say = lambda _: Non
     limit = _max_file() if max_file is None else max_file
     _refuse_unusable(repository, listing, limit, say)
     options = lfs.check(repository, listing.paths)
-    nested = {path: capture(repository.top / path, max_file=limit, say=say) for path in _nested(repository, listing)}
+    suspects.report(repository.top, [path for path in listing.untracked if not path.endswith("/")], warn)
+    inner = _nested(repository, listing)
+    nested = {path: capture(repository.top / path, max_file=limit, say=say, warn=warn) for path in inner}
     try:
         tree = _write_tree(repository, listing, nested, options)
     except OSError as error:
@@ -103,8 +102,6 @@ def capture(root: Path, *, max_file: int | None = None, say: Say = lambda _: Non
     commit = _commit(repository, tree) if dirty else repository.head
     # Named by the commit, not by the tree: two snapshots with the same files on two HEADs must both live.
     git(repository.top, "update-ref", f"refs/repro/snap/{commit}", commit)
-    suspicious = [path for path in listing.untracked if _looks_secret(path)]
-    suspicious += [f"{path}/{name}" for path, snapshot in nested.items() for name in snapshot.suspicious]
     return Snapshot(
         commit=commit,
         tree=tree,
@@ -113,7 +110,6 @@ def capture(root: Path, *, max_file: int | None = None, say: Say = lambda _: Non
         remote=remote(repository),
         dirty=dirty,
         prefix=repository.prefix.rstrip("/"),
-        suspicious=tuple(map(shown, suspicious)),
     )
 
 
@@ -302,13 +298,6 @@ def _commit(repository: Repository, tree: str) -> str:
     parent = ("-p", repository.head) if repository.head else ()
     made = git(repository.top, "commit-tree", tree, *parent, stdin=b"Working tree, captured by repro\n")
     return made.decode().strip()
-
-
-def _looks_secret(path: str) -> bool:
-    name = path.rpartition("/")[2].lower()
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in SECRETS) and not any(
-        fnmatch.fnmatchcase(name, pattern) for pattern in HARMLESS
-    )
 
 
 def _size(path: Path) -> int:
