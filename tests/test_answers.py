@@ -59,3 +59,16 @@ def test_digests_that_podman_makes_up_are_no_digests() -> None:
     assert pulled.digests == ("x@sha256:1", "quay.io/me/x@sha256:1")
     ours = {**IMAGE, "RepoDigests": names, "Config": {"Labels": {"repro.spec": "0"}}}
     assert imagefacts.of(ours, podman=True).digests == ("quay.io/me/x@sha256:1",)
+
+
+def test_the_lost_end_of_a_long_line_is_put_back() -> None:
+    frames = [b"T1 a\n", b"T2 " + b"x" * 9, b"T2 xx", b"T3 b\n", b"T4 " + b"y" * 9, b"T4 ", b"T5 \n", b"T6 last"]
+    assert b"".join(answers.whole_lines(frames)) == b"a\n" + b"x" * 11 + b"\nb\n" + b"y" * 9 + b"\n\nlast"
+
+
+@pytest.mark.parametrize(
+    ("version", "splits"), [("20.10.24+dfsg1", True), ("28.5.2", False), ("29.0", False), ("", False)]
+)
+def test_engines_that_lose_the_end_of_long_lines_are_known(version: str, splits: bool) -> None:
+    assert answers.splits_lines({"Version": version}) is splits
+    assert not answers.splits_lines({"Version": version, "Components": [{"Name": "Podman Engine"}]})

@@ -145,7 +145,7 @@ def test_a_slow_reader_of_the_progress_costs_no_output(lab: Project) -> None:
     process = start(lab, "-v", "experiment=toy", "gpus=none", "tracking.enabled=false")  # nobody reads its stderr yet
     wait_for(lambda: bool(containers(lab)) or _over(lab))
     wait_for(lambda: _over(lab))
-    assert containers(lab) == []
+    wait_for(lambda: containers(lab) == [])
     assert len(latest(lab)[1].output_log.read_text().splitlines()) == 20_000
     _out, err = process.communicate(timeout=60)
     assert process.returncode == 0

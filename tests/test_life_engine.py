@@ -329,8 +329,11 @@ def test_reap_finds_what_no_command_looks_after(lab: Project, repro: Repro) -> N
     assert repro("reap").stdout == "nothing is left of any run\n"
 
 
-def test_output_of_any_bytes_arrives_as_it_was_written(lab: Project, repro: Repro) -> None:
-    script(lab, "toy.sh", "python3 -c \"import sys; sys.stdout.buffer.write(bytes(range(256)) * 400 + b'\\n')\"")
-    done = repro("run", "experiment=toy", *QUIET)
+def test_output_of_any_bytes_and_lines_of_any_length_arrive_as_they_were_written(lab: Project, repro: Repro) -> None:
+    script(lab, "toy.py", f"import os\nos.write(1, {WRITTEN})")
+    done = repro("run", "experiment=toy", "command=[python3,toy.py]", *QUIET)
     assert done.returncode == 0, done.stderr
-    assert latest(lab)[1].output_log.read_bytes() == bytes(range(256)) * 400 + b"\n"
+    assert latest(lab)[1].output_log.read_bytes() == eval(WRITTEN)
+
+
+WRITTEN = "bytes(range(256)) * 400 + b'\\n' + b'x' * 70_000 + b'\\n' + b'y' * 16384 + b'\\n\\r1%\\r2%\\nlast'"

@@ -213,3 +213,26 @@ def test_an_untracked_key_is_warned_of_or_refused(lab: Project, repro: Repro) ->
     done = repro("run", *OPTIONS, "tracking.enabled=false", REPRO_SNAPSHOT_SECRETS="refuse")
     assert (done.returncode, left(lab)) == (4, ([], []))
     assert ".gitignore" in done.stderr
+
+
+def test_whoever_takes_a_run_over_masks_its_secrets_and_removes_them_at_the_end(vault: Project, repro: Repro) -> None:
+    script(
+        vault,
+        "toy.sh",
+        "echo begun; n=0; while [ ! -e /outputs/go ]; do echo $n $TOKEN; cat /run/secrets/key; n=$((n+1)); done",
+    )
+    process = start(vault, *OPTIONS, "tracking.enabled=false")
+    wait_for(lambda: begun(vault))
+    process.kill()
+    process.communicate()
+    _record, folder = latest(vault)
+    assert kept(vault) == [folder.path.name]
+    repro("runs")
+    (folder.outputs / "go").touch()
+    assert repro("wait").returncode == 0
+    assert holders(folder.path) == []
+    lines = folder.output_log.read_text().splitlines()
+    told = [line.partition(" ")[0] for line in lines if line.endswith(" " + "*" * len(TOKEN))]
+    assert told == [str(n) for n in range(len(told))]
+    assert len(lines) == 1 + 5 * len(told)
+    assert kept(vault) == []

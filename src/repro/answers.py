@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -11,6 +12,7 @@ from repro.experiment import Value
 TIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d+))?(Z|[+-]\d\d:\d\d)?$")
 UNKNOWN = datetime(1970, 1, 1, tzinfo=timezone.utc)
 BARE_ID = re.compile(r"[0-9a-f]{64}")
+WHOLE_LINES = 28  # the oldest engine that was seen to keep them
 LIMITS = {"memory": "MemoryLimit", "cpus": "CpuCfsQuota", "pids": "PidsLimit"}  # ours -> an engine's word for it
 
 
@@ -70,6 +72,26 @@ class Found(Value, frozen=True, kw_only=True):
     state: str  # created, running, paused, exited, ...
     started: datetime | None
     gpus: tuple[str, ...] | int  # what it was created with: ids; a number (-1: all); () for none
+
+
+def splits_lines(version: dict[str, Any]) -> bool:
+    """Whether an engine's `local` logs lose the end of each line of more than 16 KiB: 20.10 does, 28 does not."""
+    major = str(version.get("Version", "")).partition(".")[0]
+    return not is_podman(version) and major.isdigit() and int(major) < WHOLE_LINES
+
+
+def whole_lines(frames: Iterable[bytes]) -> Iterator[bytes]:
+    """The output in log frames that begin with their time, with the line ends that were lost.
+
+    Pieces of one line have one time; only the last of them has the line's end, where it was not lost.
+    """
+    unended = b""  # the time of a line that may go on
+    for frame in frames:
+        time, _, text = frame.partition(b" ")
+        if unended and time != unended:
+            yield b"\n"
+        unended = b"" if text.endswith(b"\n") else time
+        yield text
 
 
 def exit_of(state: dict[str, Any], *, podman: bool) -> Exit | None:

@@ -22,7 +22,8 @@ from repro.imagefacts import ImageFacts
 
 SILENT_SECONDS = 3600.0  # that an engine may need for a large image without a word
 
-# Docker's usual form of a container's log changes bytes that are not UTF-8, and may be set to drop old lines
+# Docker's usual form of a container's log changes bytes that are not UTF-8, and may be set to drop old lines;
+# `answers.whole_lines` knows what this one loses
 LOG_OPTIONS = {"max-size": "1000000g", "max-file": "1", "compress": "false"}
 NO_DEVICE = "repro-asks-whether-requests-count"
 
@@ -128,7 +129,7 @@ class Engine:
     def facts(self) -> EngineFacts:
         """What the engine says of itself."""
         with translated("asking the engine about itself"):
-            return answers.engine_facts(self.client.info(), self.client.version())
+            return answers.engine_facts(self.client.info(), self.version)
 
     @cached_property
     def id(self) -> str:
@@ -137,10 +138,15 @@ class Engine:
             return str(self.client.info().get("ID") or "")
 
     @cached_property
+    def version(self) -> dict[str, Any]:
+        """The engine's answer to `/version`."""
+        with translated("asking the engine about itself"):
+            return dict(self.client.version())
+
+    @property
     def podman(self) -> bool:
         """Whether this is Podman behind Docker's API."""
-        with translated("asking the engine about itself"):
-            return answers.is_podman(self.client.version())
+        return answers.is_podman(self.version)
 
     # images ------------------------------------------------------------------------------------------------
 
@@ -316,8 +322,10 @@ class Engine:
 
     def output(self, container: str, *, follow: bool) -> Iterator[bytes]:
         """The container's stdout and stderr from its beginning, in chunks: to now, or with `follow` as they come."""
+        split = answers.splits_lines(self.version)
         with _of_container("reading the container's output"):
-            yield from self.client.api.logs(container, stream=True, follow=follow)
+            frames = self.client.api.logs(container, stream=True, follow=follow, timestamps=split)
+            yield from answers.whole_lines(frames) if split else frames
 
     def wait(self, container: str, timeout: float | None = None) -> Exit | None:
         """How the container ended; None when it still runs after `timeout` seconds."""
