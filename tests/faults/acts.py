@@ -91,20 +91,25 @@ def _patience(target: Target) -> float:
 
 @contextmanager
 def _kill_engine(target: Target) -> Iterator[bool]:
-    target.stage.engine.kill()
-    try:
+    with _without_engine(target, target.stage.engine.kill):
         yield True
-    finally:
-        target.stage.engine.start()
 
 
 @contextmanager
 def _restart_engine(target: Target) -> Iterator[bool]:
-    target.stage.engine.stop()
-    try:
+    with _without_engine(target, target.stage.engine.stop):
         yield True
+
+
+@contextmanager
+def _without_engine(target: Target, end: Callable[[], None]) -> Iterator[None]:
+    begun = time.time()
+    end()
+    try:
+        yield
     finally:
         target.stage.engine.start()
+        target.stage.away = (begun, time.time())
 
 
 @contextmanager

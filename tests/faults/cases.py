@@ -21,13 +21,15 @@ class Fault(Value, frozen=True, kw_only=True):
     ends: str = OWN
     foreground: bool | None = None  # None: either
     store: str = ""  # "": either
-    moments: tuple[str, ...] = ("launch", "begun", "done")
+    moments: tuple[str, ...] = ("launch", "made", "begun", "done")
     prevents: bool = False  # when it strikes before the start, there may be no run at all
 
 
 FAULTS = {
     "kill-repro": Fault(words="kill -9 of `repro run`", foreground=True, prevents=True),
-    "kill-detaching": Fault(words="kill -9 of `repro run -d`", foreground=False, moments=("launch",), prevents=True),
+    "kill-detaching": Fault(
+        words="kill -9 of `repro run -d`", foreground=False, moments=("launch", "made"), prevents=True
+    ),
     "kill-keeper": Fault(words="kill -9 of the keeper", foreground=False, moments=("begun", "done")),
     "kill-repro-and-keeper": Fault(
         words="kill -9 of `repro run`, then of the keeper that took over", foreground=True, moments=("begun", "done")
@@ -41,7 +43,7 @@ FAULTS = {
     "sigterm": Fault(words="SIGTERM", ends=STOPPED, foreground=True, prevents=True),
     "ctrl-c": Fault(words="Ctrl-C", ends=STOPPED, foreground=True, prevents=True),
     "ctrl-c-twice": Fault(words="Ctrl-C, twice", ends=STOPPED, foreground=True, prevents=True),
-    "hang-up": Fault(words="closed terminal (SIGHUP)", foreground=True),
+    "hang-up": Fault(words="closed terminal (SIGHUP)", foreground=True, prevents=True),
     "server-restart": Fault(words="tracking server stopped and started", store="http"),
     "server-kill": Fault(words="tracking server: kill -9, start", store="http"),
     "store-locked": Fault(words="sqlite store locked", store="sqlite"),
@@ -62,7 +64,7 @@ class Case(Value, frozen=True, kw_only=True):
     seed: int
     index: int
     fault: str
-    moment: str  # launch: since the command was given; begun: since its first step; done: since its last one
+    moment: str  # launch: since the command; made: since its folder was there; begun: its first step; done: its last
     after: float
     lasts: float  # of a fault that is undone
     idle: float  # until the user looks again
@@ -71,6 +73,11 @@ class Case(Value, frozen=True, kw_only=True):
     steps: int
     code: int  # that the experiment ends with
     handles: bool  # the experiment: SIGINT and SIGTERM, with a `finally`
+
+    @property
+    def before_start(self) -> bool:
+        """Whether the fault may come before the container runs."""
+        return self.moment in ("launch", "made")
 
     @property
     def title(self) -> str:
@@ -97,7 +104,7 @@ def _case(seed: int, index: int, name: str) -> Case:
     moment = dice.choice(fault.moments)
     steps = dice.randint(100, 200)
     length = steps * STEP_SECONDS
-    latest = {"launch": 1.5, "begun": length * 0.9, "done": 0.8}[moment]
+    latest = {"launch": 1.5, "made": 0.6, "begun": length * 0.95, "done": 0.5}[moment]
     return Case(
         seed=seed,
         index=index,

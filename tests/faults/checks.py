@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import re
+import signal
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -17,6 +18,7 @@ from tests.faults.cases import FAULTS, FULL, HANDS, INTERRUPTED, OWN, STOPPED
 from tests.faults.stage import Stage
 from tests.faults.trial import Trial
 
+UNHEARD = "its engine was away when it ended"
 LINE = re.compile(r"^line (\d+)$", re.MULTILINE)
 STEP = re.compile(r"^step (\d+)$", re.MULTILINE)
 CLOCK = timedelta(seconds=0.1)
@@ -40,7 +42,7 @@ def _one_run_or_none(trial: Trial) -> Iterator[str]:
     for folder in folders:
         if not folder.record.exists():
             yield f"{folder.path} has no record: {sorted(path.name for path in folder.path.iterdir())}"
-    if not folders and not (FAULTS[trial.case.fault].prevents and trial.case.moment == "launch"):
+    if not folders and not (FAULTS[trial.case.fault].prevents and trial.case.before_start):
         yield "there is no run"
 
 
@@ -108,13 +110,24 @@ def _output(trial: Trial) -> Iterator[str]:
         yield f"its log has gaps or repetitions: {_jumps(lines)}"
     if lines != sorted(set(lines)):
         yield f"its log repeats lines: {_jumps(lines)}"
-    if _is_own(trial, record):
+    if _ended_without_engine(trial):
+        if not trial.killed and record.ended and UNHEARD not in record.ended.reason:
+            yield f"its engine was away when it ended, and nobody says so: {record.ended.reason}"
+    elif _is_own(trial, record):
         if text != "".join(f"line {number}\n" for number in range(trial.case.steps)):
             yield f"its log is not what it printed: {len(lines)} lines, {len(text)} bytes, ends with {text[-40:]!r}"
     elif FAULTS[trial.case.fault].ends == STOPPED and len(lines) not in (steps, steps + 1):
         yield f"its log has {len(lines)} lines, but it logged {steps} steps"
     elif len(lines) > steps + 1:
         yield f"its log has {len(lines)} lines, but only {steps} steps were taken"
+
+
+def _ended_without_engine(trial: Trial) -> bool:
+    """Docker drops what a container printed while its daemon was away, unless it runs on when it is back."""
+    folder, away = trial.folder, trial.stage.away
+    if folder is None or away is None or "done" not in trial.truth():
+        return False
+    return away[0] - 0.5 < (folder.outputs / "truth").stat().st_mtime < away[1]
 
 
 def _jumps(numbers: list[int]) -> str:
@@ -208,9 +221,11 @@ def _command(trial: Trial) -> Iterator[str]:
     if code is None:
         return
     if record is None or record.ended is None:
-        expected = {3, 130}
+        expected = {3, 130, -signal.SIGINT, -signal.SIGTERM, -signal.SIGHUP}
     elif trial.case.foreground:
         expected = EXITS.get(record.state, set())
+        if trial.struck and FAULTS[trial.case.fault].ends == STOPPED and trial.case.fault != "stop":
+            expected |= {130, -signal.SIGINT, -signal.SIGTERM}  # it was interrupted, though the run was over
         if "the engine went away and did not come back" in text:
             expected = {3}
     else:
@@ -230,6 +245,10 @@ def _nothing_left(trial: Trial) -> Iterator[str]:
     for folder in trial.folders:
         yield from _files_left(folder)
     yield from _mounts_left(stage)
+    # what a killed command leaves for a moment is removed by the next that runs something
+    temporary = set(stage.temporary_files())
+    if left := temporary & trial.temporary if trial.killed else temporary:
+        yield f"temporary files are left: {sorted(map(str, left))}"
     for lock in stage.project.root.rglob("*.lock"):
         if lock.is_file() and _is_held(lock):
             yield f"{lock} is held"

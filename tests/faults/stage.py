@@ -121,11 +121,12 @@ class Stage:
         self.case = ""
         self.runs = project.runs
         self.known: set[str] = set()  # MLflow's ids of the runs of earlier cases
+        self.away: tuple[float, float] | None = None  # when the engine did not answer last
         self.clients: dict[str, Any] = {}  # of MLflow, by store
 
     def enter(self, name: str, *, small: bool) -> Path:
         """Begin a case: commands and processes are its own from now on; the folder for what they print."""
-        self.case = str(self.folder / "cases" / name)
+        self.case, self.away = str(self.folder / "cases" / name), None
         self.runs = self.small if small else self.project.root / "runs"
         Path(self.case).mkdir(parents=True)
         return Path(self.case)
@@ -201,6 +202,10 @@ class Stage:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
         return True
+
+    def temporary_files(self) -> list[Path]:
+        """What lies where programs put what they need for a moment."""
+        return [*self.temporary.iterdir(), *(self.project.scratch / "code").glob(".writing-*")]
 
     def containers(self) -> list[Any]:
         """This project's containers, whatever state they are in."""

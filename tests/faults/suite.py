@@ -113,9 +113,12 @@ def _evidence(trial: Trial, result: Result) -> str:
     for name in ("keeper.log", "mlflow.log"):
         pieces[name] = _since(logs / name, trial.log_begins.get(name, 0))
     if folder:
-        for path in (folder.record, folder.stop, folder.lease, folder.tracking):
+        for path in (folder.stop, folder.lease, folder.tracking):
             if path.exists():
                 pieces[path.name] = path.read_text(errors="replace")
+        with contextlib.suppress(Exception):
+            record = folder.read()
+            pieces["record"] = f"{record.started}\n{record.ended}"
     for title, text in pieces.items():
         if text.strip():
             lines += [f"  {title}:", *(f"    | {line}" for line in text[-LAST:].splitlines())]

@@ -41,8 +41,10 @@ class Trial:
         self.log_begins = {path.name: path.stat().st_size for path in logs.glob("*.log")} if logs.is_dir() else {}
         self.struck = False
         self.struck_at = 0.0
-        self.final_at: float | None = None
+        self.final_at: float | None = None  # None: it was final before the fault, or never
+        self.killed = False  # the command
         self.command_code: int | None = None  # of `repro run`; None: it was killed
+        self.temporary = set(stage.temporary_files())
         self.complaints: list[str] = []  # of the way there: what took too long, what refused
 
     # what is there ------------------------------------------------------------------------------------------------
@@ -107,23 +109,31 @@ class Trial:
         return Target(self.stage, case, self.stage.start("run", *arguments), None)
 
     def _await_moment(self, target: Target) -> None:
-        end = time.monotonic() + BEGIN_SECONDS
-        word = {"launch": "", "begun": "step 0", "done": "done"}[self.case.moment]
-        while word and word not in self.truth():
-            if time.monotonic() > end or (target.process.poll() or 0) > 0:
-                self.complaints.append(f"no {word!r} came before the fault")
-                return
-            time.sleep(0.02)
+        if self.case.moment != "launch":
+            self._await_anchor(target)
         time.sleep(self.case.after)
 
+    def _is_made(self) -> bool:
+        return self.folder is not None
+
+    def _await_anchor(self, target: Target) -> None:
+        end = time.monotonic() + BEGIN_SECONDS
+        words = {"begun": "step 0", "done": "done"}
+        while not (self._is_made() if self.case.moment == "made" else words[self.case.moment] in self.truth()):
+            if time.monotonic() > end or (target.process.poll() or 0) > 0:
+                self.complaints.append(f"the run was never {self.case.moment}, before the fault")
+                return
+            time.sleep(0.01)
+
     def _watch(self) -> None:
-        end = time.monotonic() + END_SECONDS
+        first, end = True, time.monotonic() + END_SECONDS
         while time.monotonic() < end:
             folder = self.folder
             with contextlib.suppress(Exception):  # half of it is there, or it is being removed
                 if folder and not folder.lease.exists() and folder.read().ended:
-                    self.final_at = time.time()
+                    self.final_at = None if first else time.time()
                     return
+            first = False
             time.sleep(0.02)
 
     def _await_command(self, target: Target) -> None:
@@ -134,6 +144,7 @@ class Trial:
             target.process.kill()
             target.process.wait()
             return
+        self.killed = target.killed
         self.command_code = None if target.killed else code
 
     def _wait(self) -> None:
