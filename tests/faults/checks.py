@@ -66,6 +66,10 @@ def _end(trial: Trial) -> Iterator[str]:
 
 def _may_end(trial: Trial, ended: Ended) -> bool:
     kind, truth = FAULTS[trial.case.fault].ends, trial.truth()
+    if _ended_without_engine(trial) and (ended.end, ended.exit_code) == (End.LOST, None):
+        return UNHEARD in ended.reason
+    if _ended_without_engine(trial) and trial.killed and ended.exit_code == 255:
+        return True  # Docker does not know, and nobody of ours was there to see that it was away
     stop = stop_request(trial.folder) if trial.folder else None
     own = End.FAILED if trial.case.code else End.FINISHED
     if (ended.end, ended.exit_code) == (own, trial.case.code):
@@ -110,11 +114,11 @@ def _output(trial: Trial) -> Iterator[str]:
         yield f"its log has gaps or repetitions: {_jumps(lines)}"
     if lines != sorted(set(lines)):
         yield f"its log repeats lines: {_jumps(lines)}"
-    if _ended_without_engine(trial):
-        if not trial.killed and record.ended and UNHEARD not in record.ended.reason:
-            yield f"its engine was away when it ended, and nobody says so: {record.ended.reason}"
-    elif _is_own(trial, record):
-        if text != "".join(f"line {number}\n" for number in range(trial.case.steps)):
+    if _is_own(trial, record) and text != "".join(f"line {number}\n" for number in range(trial.case.steps)):
+        away = _ended_without_engine(trial)
+        if away and not trial.killed and record.ended and UNHEARD not in record.ended.reason:
+            yield f"its engine was away when it ended and has dropped output: nobody says so: {record.ended.reason}"
+        if not away:
             yield f"its log is not what it printed: {len(lines)} lines, {len(text)} bytes, ends with {text[-40:]!r}"
     elif FAULTS[trial.case.fault].ends == STOPPED and len(lines) not in (steps, steps + 1):
         yield f"its log has {len(lines)} lines, but it logged {steps} steps"
@@ -216,7 +220,9 @@ def _mlflow(trial: Trial) -> Iterator[str]:
 def _command(trial: Trial) -> Iterator[str]:
     """The exit code of `repro run`, if it was left to end by itself."""
     code, record, text = trial.command_code, trial.record(), trial.text("run")
-    if "Traceback" in "".join(trial.text(name) for name in ("run", "wait", "sync", "stop", "runs")):
+    said = "".join(trial.text(name) for name in ("run", "wait", "sync", "stop", "runs"))
+    early = trial.case.before_start and said.rstrip().endswith("KeyboardInterrupt")  # while Python still imports us
+    if re.search(r"^Traceback", said, re.MULTILINE) and not early:
         yield "a command ended with a traceback"
     if code is None:
         return
