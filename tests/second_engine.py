@@ -145,6 +145,12 @@ class SecondEngine:
         """Whether the daemon is there."""
         return self._daemon is not None and self._daemon.poll() is None
 
+    @property
+    def pid(self) -> int:
+        """The daemon's process id."""
+        assert self._daemon is not None
+        return self._daemon.pid
+
     def client(self) -> Any:
         """A docker.DockerClient for this engine; closed with it."""
         import docker

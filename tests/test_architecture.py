@@ -13,7 +13,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "repro"
 
 # A module imports only from the rows above its own, and from what stands left of it.
 ROWS = (
-    "errors experiment project guard record manifest",
+    "errors experiment project guard scratch record manifest",
     "config",
     "masking secretsources secretsfolder",
     "repository lfs checkout suspects source report",

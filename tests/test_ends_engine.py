@@ -154,7 +154,8 @@ def test_a_slow_reader_of_the_progress_costs_no_output(lab: Project) -> None:
 
 def _over(lab: Project) -> bool:
     try:
-        return latest(lab)[0].ended is not None
+        record, folder = latest(lab)
+        return record.ended is not None and not folder.lease.exists()
     except IndexError:
         return False
 

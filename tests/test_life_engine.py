@@ -126,7 +126,7 @@ def test_a_run_whose_command_was_killed_is_taken_over_by_the_next_one(lab: Proje
     assert "is kept again from now on" in shown.stderr
     assert not lease.unkept(folder)
     (folder.outputs / "go").touch()
-    done = repro("wait")
+    done = repro("wait", folder.path.name)
     assert done.returncode == 1, done.stderr
     record = folder.read()
     assert (record.state, record.ended.exit_code) == ("failed", 4)  # type: ignore[union-attr]

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path, PurePosixPath
 from typing import IO, cast
 
-from repro import lfs
+from repro import lfs, scratch
 from repro.errors import BadInputError, EnvironmentUnfitError
 from repro.experiment import Value
 from repro.record import shown
@@ -104,8 +103,8 @@ def _resolve_lfs(repository: Repository, commit: str, prefix: str, entries: list
     pointers = {path: (entry, pointer) for path, (entry, pointer) in found.items() if pointer}
     if not pointers:
         return
-    with tempfile.TemporaryDirectory(prefix="repro-index-") as temporary:
-        index = Path(temporary) / "index"
+    with scratch.folder("repro-index-") as temporary:
+        index = temporary / "index"
         git(repository.top, "read-tree", commit, index=index)
         chosen = lfs.with_filter(repository, list(pointers), index=index)
     store = lfs.Store(repository)

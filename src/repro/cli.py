@@ -26,12 +26,16 @@ def entry() -> None:
     sys.exit(main(sys.argv[1:]))
 
 
+def _run(arguments: Sequence[str]) -> int:
+    from repro import run
+
+    return run.main(arguments)
+
+
 def main(arguments: Sequence[str]) -> int:
     """Do what a verb says; the exit code."""
     if arguments and arguments[0] == "run":  # Hydra's flags and ours share that line: `run` parses it itself
-        from repro import run
-
-        return run.main(arguments[1:])
+        return guarded(Display(), lambda: _run(arguments[1:]))
     parsed = parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's stop is a Ctrl-C
     display = Display(verbose=getattr(parsed, "verbose", False))

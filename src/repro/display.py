@@ -64,8 +64,8 @@ class Display:
         step = Step(self, name, live=self.live and fold)
         try:
             yield step
-        except BaseException:
-            step.close("failed")
+        except BaseException as error:
+            step.close("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
             raise
         step.close(step.detail)
 

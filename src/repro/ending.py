@@ -9,6 +9,7 @@ from repro.answers import Exit
 from repro.experiment import Value
 from repro.record import End
 
+UNKNOWN_CODE = 255  # what Docker says of a container that ended while its daemon was away, when it learns no more
 SIGNALS = 128  # above it, an exit code names the signal that ended the command
 FROM_OUTSIDE = {signal.SIGINT, signal.SIGTERM, signal.SIGKILL, signal.SIGHUP, signal.SIGQUIT}
 CLOCK = timedelta(seconds=0.1)  # an engine's clock and a sleep's differ by less
@@ -39,6 +40,7 @@ class Circumstance(Value, frozen=True, kw_only=True):
     memory: int | None = None  # bytes
     restarted: bool = False  # the machine, since the container was started
     engine_lost: bool = False  # the engine was away while it ran
+    unheard: bool = False  # the engine was away when it ended
     signals: tuple[str, ...] = ()  # that its engine was asked to send
 
 
@@ -52,13 +54,22 @@ def verdict(exited: Exit, known: Circumstance) -> tuple[End, str]:
         and exited.lasted + CLOCK >= timedelta(seconds=known.time_limit)
     ):
         return End.TIMEOUT, f"stopped at its time limit of {known.time_limit:g} s (resources.time_limit)"
-    if known.restarted:
-        return End.LOST, "the machine was restarted while it ran"
+    if why := _unknown(exited, known):
+        return End.LOST, why
     if exited.oom:
         return End.OOM, _out_of_memory(exited, known.memory)
     if exited.code == 0:
         return End.FINISHED, "exit code 0"
     return _by_code(exited, known)
+
+
+def _unknown(exited: Exit, known: Circumstance) -> str:
+    """Why nobody can tell how it ended; "" when the exit code is its own."""
+    if known.restarted:
+        return "the machine was restarted while it ran"
+    if known.unheard and exited.code == UNKNOWN_CODE:
+        return "its engine was away when it ended, and cannot tell how it did"
+    return ""
 
 
 def _out_of_memory(exited: Exit, memory: int | None) -> str:

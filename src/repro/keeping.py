@@ -16,7 +16,7 @@ import msgspec
 
 from repro import lease, manifest, secretsfolder
 from repro.answers import Exit
-from repro.ending import Circumstance, StopRequest, verdict
+from repro.ending import UNKNOWN_CODE, Circumstance, StopRequest, verdict
 from repro.engine import Engine, connect
 from repro.errors import EngineUnreachableError, EnvironmentUnfitError
 from repro.experiment import Resources, Value
@@ -47,6 +47,7 @@ class _Ending(Value, frozen=True, kw_only=True):
     exit_code: int | None
     reason: str
     at: datetime
+    gone: bool = False  # the container
 
 
 class Keeper:
@@ -61,6 +62,8 @@ class Keeper:
         self.resources = resources(record)
         self.patience = patience
         self._away: tuple[datetime, datetime | None] | None = None  # when the engine went, and came back
+        self.unheard = False  # the engine was away when the container ended
+        self.over = False  # the container
 
     def keep(
         self, *, begin: Callable[[], None] = lambda: None, output: Callable[[bytes], None] | None = None
@@ -68,7 +71,8 @@ class Keeper:
         """The finished record, which is on disk as well; nothing is left of the container then.
 
         `begin` is called when the output flows, `output` with what the run prints, in another thread.
-        Ctrl-C (KeyboardInterrupt) stops the container and ends as a record that says `killed`.
+        Ctrl-C (KeyboardInterrupt) stops the container and ends as a record that says `killed`. For the third time, or
+        when the container is over, it is raised, and another process may have to go on (`over`, the lease).
 
         Raises:
             LeftError: the engine went away and did not come back in time. The run is still open.
@@ -76,29 +80,20 @@ class Keeper:
         """
         pump = Pump(self.engine, self.container, self.folder, secretsfolder.values(self.record.planned.run))
         echo = Echo(self.folder.output_log, output) if output else None
-        pump.start()
-        if echo:
-            echo.start()
         try:
+            pump.start()
+            if echo:
+                echo.start()
             ending = self._watch(begin)
+            self.over = True
             record = self._conclude(ending, pump)
         except CommandNotFoundError:
-            self.held.end()
-            raise
-        except KeyboardInterrupt:  # for the third time, or while the outputs were listed
-            self._release()
-            self._record_interruption()
             self.held.end()
             raise
         finally:
             pump.over.set()
             if echo:
                 echo.over.set()
-        if pump.held_back:  # the engine has the only copy of some output
-            secretsfolder.remove(record.planned.run)
-        else:
-            self._release()
-        self.held.end()
         if echo:
             echo.finish()
         return record
@@ -120,9 +115,11 @@ class Keeper:
             why = "its container is gone: somebody, or its engine, removed it"
             if self._restarted():
                 why = "the machine was restarted while it ran, and its container is gone"
-            return _Ending(end=End.LOST, exit_code=None, reason=why, at=datetime.now(timezone.utc))
+            return _Ending(end=End.LOST, exit_code=None, reason=why, at=datetime.now(timezone.utc), gone=True)
         end, reason = verdict(exited, self._circumstance(exited))
-        return _Ending(end=end, exit_code=exited.code, reason=reason, at=exited.finished or datetime.now(timezone.utc))
+        at = exited.finished or datetime.now(timezone.utc)
+        known = end is not End.LOST or exited.code != UNKNOWN_CODE
+        return _Ending(end=end, exit_code=exited.code if known else None, reason=reason, at=at)
 
     def _circumstance(self, exited: Exit) -> Circumstance:
         return Circumstance(
@@ -131,6 +128,7 @@ class Keeper:
             memory=self.resources.memory,
             restarted=self._restarted(),
             engine_lost=self._with_engine(exited),
+            unheard=self.unheard,
             signals=self.engine.signals(self.container, since=self.started.at) if exited.code > 128 else (),
         )
 
@@ -189,7 +187,7 @@ class Keeper:
         pause = 0.2
         while True:
             try:
-                self.engine.exit(self.container)
+                self.unheard = self.engine.exit(self.container) is not None
             except EngineUnreachableError:
                 if time.monotonic() > give_up:
                     raise LeftError(
@@ -228,24 +226,40 @@ class Keeper:
     # the end --------------------------------------------------------------------------------------------------------
 
     def _conclude(self, ending: _Ending, pump: Pump) -> Record:
-        """The finished record, on disk.
+        """The finished record, on disk. Nothing is left to do then.
 
         Raises:
             CommandNotFoundError: no run took place, and nothing is left of it.
         """
         remarks = [ending.reason]
+        outputs: tuple[FileUsed, ...] = ()
+        interruption: KeyboardInterrupt | None = None
+        try:
+            outputs = self._gather(ending, pump, remarks)
+        except KeyboardInterrupt as error:
+            remarks.append("interrupted while its outputs were listed: they are all there, but not in this record")
+            interruption = error
+        reason = "; ".join(remarks)
+        ended = Ended(at=ending.at, end=ending.end, exit_code=ending.exit_code, reason=reason, outputs=outputs)
+        finished = msgspec.structs.replace(self.record, ended=ended)
+        self.folder.write(finished)
+        if pump.held_back:  # the engine has the only copy of some output
+            secretsfolder.remove(self.record.planned.run)
+        else:
+            self._release()
+        self.held.end()
+        if interruption:
+            raise interruption
+        return finished
 
-        def write(outputs: tuple[FileUsed, ...]) -> Record:
-            reason = "; ".join(remarks)
-            ended = Ended(at=ending.at, end=ending.end, exit_code=ending.exit_code, reason=reason, outputs=outputs)
-            finished = msgspec.structs.replace(self.record, ended=ended)
-            self.folder.write(finished)
-            return finished
-
-        if ending.end is End.LOST:
+    def _gather(self, ending: _Ending, pump: Pump, remarks: list[str]) -> tuple[FileUsed, ...]:
+        """The outputs, when everything that the container printed is in the log."""
+        if ending.gone:
             pump.give_up()
         if not pump.finish():
             remarks.append("the end of its output is still with the engine: `docker logs` has it")
+        if self.unheard:
+            remarks.append("its engine was away when it ended, and may have dropped the last of what it printed")
         if refusal := _init_refusal(ending, self.folder):
             self._release()
             discard(self.folder)
@@ -255,37 +269,31 @@ class Keeper:
             self.folder.reserve.unlink(missing_ok=True)  # the record and the last lines are what it is for
             with contextlib.suppress(OSError), self.folder.output_log.open("ab") as log:
                 log.write(pump.missed)
-        try:
-            outputs, unread = manifest.of(self.folder.outputs)
-        except KeyboardInterrupt:
-            remarks.append("interrupted while its outputs were listed: they are all there, but not in this record")
-            write(())
-            raise
+        outputs, unread = manifest.of(self.folder.outputs)
         if unread:
             remarks.append(f"{len(unread)} of its outputs cannot be read and are not listed, as {unread[0]}")
-        return write(outputs)
+        return outputs
 
     def _release(self) -> None:
         release(self.engine, self.record, self.say)
 
-    def _record_interruption(self) -> None:
-        """The record says that it is over, if nothing has said so yet."""
-        if self.folder.record.exists() and self.folder.read().ended is None:
-            now = datetime.now(timezone.utc)
-            why = f"stopped by {user_name()} ({CTRL_C})"
-            ended = Ended(at=now, end=End.KILLED, exit_code=None, reason=why, outputs=())
-            self.folder.write(msgspec.structs.replace(self.record, ended=ended))
 
-
-def stop(started: Started, grace: float) -> None:
-    """Ask the container of a run to end, and end it by force `grace` seconds later. No error when it is over.
+def stop(folder: RunFolder, started: Started, how: str, grace: float) -> None:
+    """Ask the container of a run to end, and end it by force `grace` seconds later. One that is over was not stopped.
 
     Raises:
-        EngineUnreachableError: its engine does not answer.
+        EngineUnreachableError: its engine does not answer; the wish is noted.
     """
-    engine = connect(started.endpoint or None)
     with contextlib.suppress(ContainerGoneError):
-        engine.stop(started.container, grace)
+        try:
+            engine = connect(started.endpoint or None)
+            over = engine.exit(started.container) is not None
+        except EngineUnreachableError:
+            ask_to_stop(folder, how)
+            raise
+        if not over:
+            ask_to_stop(folder, how)
+            engine.stop(started.container, grace)
 
 
 def release(engine: Engine, record: Record, say: Callable[[str], None]) -> None:
@@ -305,6 +313,7 @@ def discard(folder: RunFolder) -> None:
 
     for path in (folder.outputs, folder.journal, folder.logs, folder.inputs):
         shutil.rmtree(path, ignore_errors=True)
+    folder.tidy()
     for file in folder.files:
         file.unlink(missing_ok=True)
     if folder.path.is_dir() and not any(folder.path.iterdir()):

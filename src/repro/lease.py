@@ -58,6 +58,8 @@ class Lease:
     def end(self) -> None:
         """The record is final, or there is no run any more: nobody needs to keep it."""
         with contextlib.suppress(OSError):
+            self.folder.tidy()
+        with contextlib.suppress(OSError):
             self.folder.lease.unlink()
         self.release()
 

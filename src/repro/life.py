@@ -263,11 +263,10 @@ def _stop(folder: RunFolder, how: str, grace: float | None, display: Display) ->
         raise BadInputError(
             f"run {folder.path.name} is still being started", hints=["try again in a moment", "`repro reap`"]
         )
-    keeping.ask_to_stop(folder, how)
     seconds = keeping.resources(record).stop_grace if grace is None else grace
     display.line(f"stopping {folder.path.name} (up to {seconds:g} s)")
     try:
-        keeping.stop(record.started, seconds)
+        keeping.stop(folder, record.started, how, seconds)
     except EngineUnreachableError as error:
         raise EngineUnreachableError(
             error.what, evidence=error.evidence, hints=["the run is stopped when its engine is back", *error.hints]

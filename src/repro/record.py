@@ -180,7 +180,16 @@ class RunFolder:
         self.reserve = path / ".reserve"  # room for the last record on a disk that the run has filled
         self.lease = path / ".lease"  # held by the process that keeps the run; there until it is over
         self.stop = path / "stop.json"  # who asked the run to stop
-        self.files = (self.record, self.reserve, self.config_json, self.config_yaml, self.diff, self.ignore, self.lease)
+        self.files = (
+            self.record,
+            self.reserve,
+            self.config_json,
+            self.config_yaml,
+            self.diff,
+            self.ignore,
+            self.stop,
+            self.lease,
+        )
 
     def write(self, record: Record) -> None:
         """Replace record.json in one step: a reader sees the old or the new one, whole."""
@@ -197,6 +206,12 @@ class RunFolder:
         elif not self.reserve.exists():
             with contextlib.suppress(OSError):  # full already: the record is there, which is what counts
                 self.reserve.write_bytes(bytes(RESERVE))
+
+    def tidy(self) -> None:
+        """Remove what writers that were killed have left half-written."""
+        for path in (self.record, self.stop):
+            for half in self.path.glob(f".{path.name}.*"):
+                half.unlink(missing_ok=True)
 
     def read(self) -> Record:
         """The record of this folder.

@@ -6,8 +6,9 @@ It decides nothing and needs the plan alone, so that it can happen on another ma
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import msgspec
@@ -15,13 +16,15 @@ import msgspec
 from repro import lease, secretsfolder, terminal
 from repro.answers import Found
 from repro.engine import ContainerSpec, Engine
-from repro.errors import BadInputError, EnvironmentUnfitError
-from repro.keeping import Keeper, boot, discard
+from repro.errors import BadInputError, EnvironmentUnfitError, ReproError
+from repro.keeping import CTRL_C, Keeper, ask_to_stop, boot, discard, stop_request
 from repro.lease import Lease
 from repro.plan import Plan, gpus_text, start_command
 from repro.project import Project
 from repro.record import Record, RunFolder, Started
-from repro.refusal import CommandNotFoundError, GpuRefusedError
+from repro.refusal import GpuRefusedError
+
+CREATE_SECONDS = 3.0  # that an engine takes to make a container for somebody who has stopped listening
 
 
 def prepare(plan: Plan) -> Lease:
@@ -91,10 +94,17 @@ def launch(plan: Plan, engine: Engine) -> tuple[Lease, Record]:
         started = _started(engine, container=container, at=at, gpus=gpus, notices=notices)
         record = Record(planned=plan.planned, started=started)
         held.folder.write(record)
-    except BaseException:
-        _undo(plan, engine, held)
+    except BaseException as error:
+        _undo(plan, engine, held, error)
         raise
     return held, record
+
+
+def _find(engine: Engine, name: str, *, until: datetime) -> Found | None:
+    """A container that somebody asked for and did not wait for: the engine may still be making it."""
+    while (found := engine.find(name)) is None and datetime.now(timezone.utc) < until:
+        time.sleep(0.1)
+    return found
 
 
 def _started(engine: Engine, *, container: str, at: datetime, gpus: str, notices: tuple[str, ...]) -> Started:
@@ -133,12 +143,14 @@ def execute(
             say(notice)
         started(held.folder, record)
 
+    keeper = Keeper(held, record, engine, say)
     try:
-        return Keeper(held, record, engine, say).keep(begin=begin, output=output)
-    except (KeyboardInterrupt, CommandNotFoundError):  # it is over
-        raise
-    except BaseException:  # the engine is away, or a mistake of ours: no reason to end the run
-        hand_over(held, Project(Path(plan.planned.project)))
+        return keeper.keep(begin=begin, output=output)
+    except BaseException as error:  # an engine that is away, or a mistake of ours, is no reason to end the run
+        if held.folder.lease.exists():
+            if isinstance(error, KeyboardInterrupt) and not keeper.over:
+                ask_to_stop(held.folder, CTRL_C)
+            hand_over(held, Project(Path(plan.planned.project)))
         raise
 
 
@@ -162,8 +174,8 @@ def recover(held: Lease, engine: Engine) -> Record | None:
     if record.started:
         return record
     name = f"repro-{record.planned.run}"
-    found = engine.find(name)
-    if found is None or found.started is None:
+    found = _find(engine, name, until=record.planned.created + timedelta(seconds=CREATE_SECONDS))
+    if found is None or found.started is None or stop_request(folder):
         if found:
             engine.remove(found.id)
         secretsfolder.remove(record.planned.run)
@@ -181,10 +193,17 @@ def _adopted(record: Record, found: Found, engine: Engine) -> Record:
     return msgspec.structs.replace(record, started=started)
 
 
-def _undo(plan: Plan, engine: Engine, held: Lease) -> None:
+def _undo(plan: Plan, engine: Engine, held: Lease, error: BaseException) -> None:
     """No run took place: the container goes, by its name, since its id may not have arrived yet."""
-    with contextlib.suppress(EnvironmentUnfitError):
+    try:
+        if not isinstance(error, ReproError):  # the engine has not answered yet
+            _find(engine, plan.container.name, until=datetime.now(timezone.utc) + timedelta(seconds=CREATE_SECONDS))
         engine.remove(plan.container.name)
+    except EnvironmentUnfitError:
+        if held.folder.lease.exists():  # it may be there all the same: whoever sees the engine again removes it
+            ask_to_stop(held.folder, "it could not be started")
+            hand_over(held, Project(Path(plan.planned.project)))
+            return
     secretsfolder.remove(plan.planned.run)
     discard(held.folder)
     held.release()
@@ -223,8 +242,8 @@ def converse(
             for remark in _provide_secrets(plan):
                 say(remark)
             container, _gpus, notices = _launch(spec, engine, cpu_fallback=plan.cpu_fallback, created=created)
-        except BaseException:
-            _undo(plan, engine, held)
+        except BaseException as error:
+            _undo(plan, engine, held, error)
             raise
         started()
         for notice in notices:
@@ -243,7 +262,7 @@ def _launch(
 ) -> tuple[str, str, tuple[str, ...]]:
     """Create and start a container, and call `created` in between: its id, the GPUs that it has, what to tell the user.
 
-    With `cpu_fallback`, an engine without GPUs gets one without them in its place. What cannot be started is removed.
+    With `cpu_fallback`, an engine without GPUs gets one without them in its place. `_undo` is for what is not started.
     """
     container = ""  # an engine may refuse GPUs before it creates one, or when it starts it
     try:
@@ -261,8 +280,4 @@ def _launch(
             msgspec.structs.replace(spec, gpus=()), engine, cpu_fallback=False, created=created
         )
         return container, gpus, (notice,)
-    except BaseException:
-        if container:
-            engine.remove(container)
-        raise
     return container, gpus_text(spec.gpus).replace("id ", ""), ()

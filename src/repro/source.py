@@ -8,13 +8,12 @@ import hashlib
 import os
 import shutil
 import stat
-import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import msgspec
 
-from repro import lfs, suspects
+from repro import lfs, scratch, suspects
 from repro.checkout import write_commit
 from repro.errors import BadInputError, EnvironmentUnfitError
 from repro.experiment import Value
@@ -134,8 +133,8 @@ def export(snapshot: Snapshot, root: Path, destination_parent: Path, *, say: Say
         destination_parent.mkdir(parents=True, exist_ok=True)
         # Exports inside the project must not become part of its next snapshot.
         (destination_parent / ".gitignore").write_text("*\n")
-        with tempfile.TemporaryDirectory(dir=destination_parent, prefix=".writing-") as temporary:
-            written = Path(temporary) / "export"
+        with scratch.folder(".writing-", destination_parent) as temporary:
+            written = temporary / "export"
             written.mkdir()
             write_commit(open_repository(root), snapshot.commit, snapshot.prefix, written / "files")
             (written / "complete.json").write_bytes(msgspec.json.encode(_measure(written / "files")))
@@ -257,8 +256,8 @@ def _write_tree(
     The copy is made anew each time. Its stat cache spares the tracked files, and the user's index stays the only
     word on what is tracked; an index of our own would have to follow every change of it and of each .gitignore.
     """
-    with tempfile.TemporaryDirectory(prefix="repro-index-") as folder:
-        index = Path(folder) / "index"
+    with scratch.folder("repro-index-") as folder:
+        index = folder / "index"
         with contextlib.suppress(FileNotFoundError):  # nothing was ever added
             shutil.copy2(repository.git_dir / "index", index)  # with its time: git compares files' times to it
             index.chmod(0o600)

@@ -149,6 +149,7 @@ class _Journal:
     def __init__(self):
         self.calls = 0
         self.lock = threading.Lock()
+        self.torn = False  # a full disk took a part of the last lines
         self.file = None  # (process, descriptor): a forked child opens its own
 
     def append(self, events):
@@ -162,8 +163,12 @@ class _Journal:
                 path = Path(folder, f"events-{os.getpid()}-{os.urandom(4).hex()}.jsonl")
                 flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_CLOEXEC", 0)
                 self.file = os.getpid(), os.open(str(path), flags, 0o644)
+            if self.torn:
+                lines = b"\n" + lines
+            self.torn = True
             while lines:  # a pipe or a full disk may take a part
                 lines = lines[os.write(self.file[1], lines) :]
+            self.torn = False
         return True
 
     def tag(self, name, value):
