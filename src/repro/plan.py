@@ -178,7 +178,9 @@ def container_env(experiment: Experiment, ingredients: Ingredients, circumstance
         "MPLCONFIGDIR": f"{HOME}/.config/matplotlib",
         "MPLBACKEND": "agg",
         "TF_CPP_MIN_LOG_LEVEL": "2",
+        "MLFLOW_TRACKING_URI": "repro://run",  # its store is `inside/repro_mlflow.py`
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        "GIT_PYTHON_REFRESH": "quiet",  # MLflow asks for git, which few images have
         "DO_NOT_TRACK": "1",
     }
     for name in ("OMP", "OPENBLAS", "MKL", "NUMEXPR", "TF_INTRAOP", "TF_INTEROP"):

@@ -150,6 +150,11 @@ class _Journal:
         self.calls = 0
         self.lock = threading.Lock()
         self.file = None  # (process, descriptor): a forked child opens its own
+        self.torn = False  # a full disk took a part of a line
+        os.register_at_fork(before=self.lock.acquire, after_in_parent=self.lock.release, after_in_child=self._forked)
+
+    def _forked(self):
+        self.lock = threading.Lock()  # the old one may be another thread's, which is not here
 
     def append(self, events):
         """Write the events at once; False when there is no run to write for."""
@@ -158,12 +163,15 @@ class _Journal:
             return False
         lines = "".join(json.dumps(event) + "\n" for event in events).encode()
         with self.lock:
+            lines = b"\n" + lines if self.torn else lines
             if self.file is None or self.file[0] != os.getpid():
                 path = Path(folder, f"events-{os.getpid()}-{os.urandom(4).hex()}.jsonl")
                 flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_CLOEXEC", 0)
                 self.file = os.getpid(), os.open(str(path), flags, 0o644)
+            self.torn = True
             while lines:  # a pipe or a full disk may take a part
                 lines = lines[os.write(self.file[1], lines) :]
+            self.torn = False
         return True
 
     def tag(self, name, value):
