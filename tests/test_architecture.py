@@ -22,7 +22,7 @@ ROWS = (
     "oci distribution explain floating probe resolve inventory sbom ledger",
     "data",
     "plan terminal pump runner",
-    "journal store view tracking publication publisher",
+    "journal store view tracking client sdkclient restclient publication publisher",
     "display",
     "ui findings enginecheck doctor pins housekeeping leftovers pruning predecessor verification making",
     "imaging locking",
@@ -39,7 +39,7 @@ DOORS = {
     "omegaconf": {"config"},
     "cyclonedx": {"sbom"},
     "packageurl": {"sbom"},
-    "mlflow": {"store", "publication", "publisher", "ui"},
+    "mlflow": {"store", "sdkclient", "publisher", "ui"},
 }
 
 LAZY = {"cyclonedx", "docker", "git", "hydra", "omegaconf", "mlflow", "rich", "pooch", "requests", "urllib3"}  # slow

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from ipaddress import ip_address
 from pathlib import Path
@@ -18,14 +18,14 @@ from urllib.parse import unquote, urlsplit
 import msgspec
 
 from repro import journal, ledger, store, view
+from repro.client import TrackedRun, TrackingClient, TrackingError, UnreachableError
 from repro.errors import ReproError
-from repro.journal import Events, Position
+from repro.journal import Events, Note, Position
 from repro.project import ignored_folder
 from repro.record import Record, RunFolder, write_atomic
 from repro.tracking import State, state
 
 SAVE_SECONDS = 2.0  # points sent since the last save would be sent again after a crash, which MLflow does not mind
-REJECTED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
 COLLISION = re.compile("unique|duplicate", re.IGNORECASE)  # in the words of sqlite, PostgreSQL and MySQL
 REMARKS = 20
 EXPERIMENTS = 200  # in which other runs of an image are looked for
@@ -39,11 +39,11 @@ class Gone(Exception):  # noqa: N818 - no error: nothing is left to do
 class Publication:
     """The way of one run into MLflow. What is there already is never sent twice, or is the same when it is."""
 
-    def __init__(self, folder: RunFolder, uri: str, client: Any) -> None:
+    def __init__(self, folder: RunFolder, uri: str, client: TrackingClient) -> None:
         self.folder, self.uri, self.client = folder, uri, client
         known = state(folder)
         self.state = known if known and known.uri == uri else State(uri=uri)
-        self.artifact_uri: str | None = None  # known once the run is open
+        self.run: TrackedRun | None = None  # known once it is open
         self._saved = 0.0
         self._unsaved = False
 
@@ -54,7 +54,7 @@ class Publication:
             Gone: there is nothing to show, or MLflow's user does not want it.
         """
         record = self._read()
-        if self.artifact_uri is None:
+        if self.run is None:
             self._open(record)
         self._describe(record)
         while self._drain(record) and (last or record.ended):
@@ -81,57 +81,43 @@ class Publication:
         """Find the run, or create it: a crash between its creation and our note of it must not make a second one."""
         experiment = self._experiment(record)
         run = self._known_run() or self._find(experiment, record) or self._create(experiment, record)
-        if run.info.lifecycle_stage != "active":
+        if not run.active:
             raise Gone("deleted in MLflow, and left so")
-        if run.info.run_id != self.state.run:
-            self.state = State(uri=self.uri, experiment_id=experiment, run=run.info.run_id)
+        if run.id != self.state.run:
+            self.state = State(uri=self.uri, experiment_id=experiment, run=run.id)
             self.save()
-        self.artifact_uri = run.info.artifact_uri
+        self.run = run
 
-    def _known_run(self) -> Any:
-        from mlflow.exceptions import MlflowException
+    def _known_run(self) -> TrackedRun | None:
+        return self.client.run(self.state.run) if self.state.run else None  # None: the store was thrown away
 
-        if not self.state.run:
-            return None
-        try:
-            return self.client.get_run(self.state.run)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            return None  # the store was thrown away: fill the new one
-
-    def _find(self, experiment: str, record: Record) -> Any:
-        from mlflow.entities import ViewType
-
+    def _find(self, experiment: str, record: Record) -> TrackedRun | None:
         wanted = f"tags.`run` = '{record.planned.run}'"
-        return next(iter(self.client.search_runs([experiment], wanted, ViewType.ALL, max_results=1)), None)
+        return next(iter(self.client.find_runs([experiment], wanted, limit=1, deleted=True)), None)
 
-    def _create(self, experiment: str, record: Record) -> Any:
-        started = record.started.at if record.started else record.planned.created
+    def _create(self, experiment: str, record: Record) -> TrackedRun:
         return self.client.create_run(
-            experiment, start_time=_ms(started), tags=view.tags(record), run_name=record.planned.run
+            experiment, name=record.planned.run, started=_began(record), tags=view.tags(record)
         )
 
     def _experiment(self, record: Record) -> str:
-        from mlflow.exceptions import MlflowException
-
         name = record.planned.tracking_experiment
-        found = self.client.get_experiment_by_name(name)
+        found = self.client.experiment(name)
         if found is None:
             tags = {"mlflow.experimentKind": "custom_model_development"}
             tags[f"mlflow.sharedViewState.{view.VIEW}"] = view.saved_view((), _ms(record.planned.created))
             try:
-                return str(self.client.create_experiment(name, self._location(record), tags))
-            except MlflowException as error:
-                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                return self.client.create_experiment(name, self._location(record), tags)
+            except TrackingError as error:
+                if error.code != "RESOURCE_ALREADY_EXISTS":
                     raise
-            found = self.client.get_experiment_by_name(name)  # another process was faster
-        if found.lifecycle_stage != "active":
+            found = self.client.experiment(name)  # another process was faster
+        if found is None or not found.active:
             raise ReproError(
                 f"the experiment {name!r} is deleted in MLflow",
-                hints=[f"MLFLOW_TRACKING_URI={self.uri} mlflow experiments restore -x {found.experiment_id}"],
+                hints=[f"MLFLOW_TRACKING_URI={self.uri} mlflow experiments restore -x {found.id if found else name}"],
             )
-        return str(found.experiment_id)
+        return found.id
 
     def _location(self, record: Record) -> str | None:
         """Artifacts of a sqlite store lie beside it, wherever this process runs; others choose by themselves."""
@@ -146,16 +132,11 @@ class Publication:
         """Tags as far as they are known; parameters and datasets, which never change, once."""
         if self.state.described == record.state:
             return
-        from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
-
-        self._send("tags", [RunTag(key, value) for key, value in view.tags(record).items()])
+        self._send("tags", _notes(view.tags(record)))
         if not self.state.described:
-            self._send("params", [Param(key, value) for key, value in view.params(record.planned.config).items()])
+            self._send("params", _notes(view.params(record.planned.config)))
             for used in map(view.dataset, record.planned.data):
-                dataset = Dataset(
-                    used.name, used.digest, used.source_type, used.source, schema=None, profile=used.profile
-                )
-                self._input(DatasetInput(dataset, [InputTag("mlflow.data.context", used.context)]))
+                self._input(used)
         if not self.state.compared:
             self._compare(record)
         self._note(described=record.state)
@@ -166,34 +147,31 @@ class Publication:
         image = record.planned.image
         if image.content and not image.drift:  # else this machine has told already, and knows better what differs
             with contextlib.suppress(Exception):  # a store may keep other people's experiments from us
-                experiments = self.client.search_experiments(max_results=EXPERIMENTS)
+                experiments = self.client.experiments(EXPERIMENTS)
                 wanted = f"tags.`image_spec` = '{image.spec}' and tags.`image_content` != '{image.content}'"
-                ids = [each.experiment_id for each in experiments]
-                for other in self.client.search_runs(ids, wanted, max_results=1):
-                    tags = other.data.tags
-                    self.client.set_tag(self.state.run, "drift", view.drift(tags, image))
+                for other in self.client.find_runs([each.id for each in experiments], wanted, limit=1):
+                    tags = other.tags
+                    self.client.log(self.state.run, tags=_notes({"drift": view.drift(tags, image)}))
                     self._remark(f"drift: {view.drift(tags, image)}")
-                    at = datetime.fromtimestamp(other.info.start_time / 1000, timezone.utc)
+                    at = datetime.fromtimestamp(other.started / 1000, timezone.utc)
                     known = {"content": tags["image_content"], "image": tags["image_id"], "run": tags["run"]}
                     ledger.hear(image.spec, **known, at=at)
         self._note(compared=True)
 
-    def _input(self, dataset: Any) -> None:
+    def _input(self, dataset: view.Dataset) -> None:
         """Log a dataset. MLflow looks for it first and inserts it later: runs that begin together collide, once."""
-        from mlflow.exceptions import MlflowException
-
         try:
-            self.client.log_inputs(self.state.run, [dataset])
-        except MlflowException as error:
+            self.client.log_dataset(self.state.run, dataset)
+        except TrackingError as error:
             if not COLLISION.search(str(error)):
                 raise
-            self.client.log_inputs(self.state.run, [dataset])  # now it finds the other run's
+            self.client.log_dataset(self.state.run, dataset)  # now it finds the other run's
 
     # the journal ------------------------------------------------------------------------------------------------
 
     def _drain(self, record: Record) -> bool:
         """Send the next block of each journal file; False when there was nothing new."""
-        started = _ms(record.started.at if record.started else record.planned.created)
+        started = _began(record)
         moved = False
         for path in journal.files(self.folder.journal):
             position = self.state.positions.get(path.name, Position())
@@ -212,17 +190,14 @@ class Publication:
         return moved
 
     def _ingest(self, events: Events) -> None:
-        from mlflow.entities import Metric, Param, RunTag
-
         refused = sorted({tag.key for tag in events.tags if not view.settable(view.key(tag.key))})
         for name in refused:
             self._remark(f"tag {name}: it says what repro knows, an experiment cannot set it")
         self._rename_remarks([*events.metrics, *events.params, *events.tags])
         points = events.metrics
-        self._send("metrics", [Metric(view.key(p.key), p.value, p.timestamp, p.step) for p in points])
-        self._send("params", [Param(view.key(p.key), view.cut(p.value, view.PARAM_LIMIT)) for p in events.params])
-        tags = [tag for tag in events.tags if tag.key not in refused]
-        self._send("tags", [RunTag(view.key(tag.key), view.cut(tag.value, view.TAG_LIMIT)) for tag in tags])
+        self._send("metrics", [msgspec.structs.replace(point, key=view.key(point.key)) for point in points])
+        self._send("params", [_note(each, view.PARAM_LIMIT) for each in events.params])
+        self._send("tags", [_note(tag, view.TAG_LIMIT) for tag in events.tags if tag.key not in refused])
 
     def _rename_remarks(self, items: Sequence[Any]) -> None:
         for name in sorted({item.key for item in items}):
@@ -233,16 +208,15 @@ class Publication:
 
     def _send(self, kind: str, items: list[Any]) -> None:
         """Log items; what MLflow refuses for its own sake is singled out and remarked, the rest arrives."""
-        from mlflow.exceptions import MlflowException
-
         if not items:
             return
         try:
-            self.client.log_batch(self.state.run, **{kind: items}, synchronous=True)
-        except MlflowException as error:
-            if error.error_code not in REJECTED:
+            self.client.log(self.state.run, **{kind: items})
+        except TrackingError as error:
+            if not error.rejected:
                 raise
-            if self.client.get_run(self.state.run).info.lifecycle_stage != "active":
+            now = self.client.run(self.state.run)
+            if now is None or not now.active:
                 raise Gone("deleted in MLflow, and left so") from error
             if len(items) == 1:
                 changed = "Changing param values" in str(error)
@@ -262,20 +236,22 @@ class Publication:
             self._remark(f"{self.state.nested} journal lines of nested runs stay in the journal")
         if self.state.unread:
             self._remark(f"{self.state.unread} journal lines could not be read")
-        self.client.set_terminated(self.state.run, status=view.status(ended.end), end_time=_ms(ended.at))
+        self.client.terminate(self.state.run, view.status(ended.end), _ms(ended.at))
         self._note(ended=True)
         self.save()
         with contextlib.suppress(Exception):  # columns of a list: MLflow's own format, worth no failure
-            shown = view.saved_view(self.client.get_run(self.state.run).data.metrics, _ms(ended.at))
-            self.client.set_experiment_tag(self.state.experiment_id, f"mlflow.sharedViewState.{view.VIEW}", shown)
+            now = self.client.run(self.state.run)
+            shown = view.saved_view(now.metrics if now else (), _ms(ended.at))
+            self.client.tag_experiment(self.state.experiment_id, f"mlflow.sharedViewState.{view.VIEW}", shown)
 
     def _artifacts(self) -> None:
         """Link the run's files into a local store, upload them to any other."""
-        uri = self.artifact_uri or ""
+        assert self.run is not None  # noqa: S101 - `advance` has opened it
+        uri = self.run.artifact_uri
         target = self._local_target(uri)
         if target is None:
             for path, name in artifacts(self.folder):
-                self.client.log_artifact(self.state.run, str(path), os.path.dirname(name) or None)  # noqa: PTH120
+                self.client.upload(self.run, path, name, lambda _count: None)
         elif self.uri.startswith("http") and not _here(self.uri):
             self._remark(f"no artifacts: the server keeps them in {uri}, a folder of its own machine")
         else:
@@ -356,10 +332,9 @@ def explain(error: Exception, uri: str) -> tuple[str, tuple[str, ...]]:
             f"the tracking server refuses the name {host} (403 Invalid Host header)",
             (f"start it with `mlflow server --allowed-hosts {host}`", "or name it by its IP address"),
         )
-    for sign in ("Connection refused", "Name or service not known", "timed out", "Max retries exceeded"):
-        if sign in str(error):
-            return f"the tracking server {uri} does not answer ({sign})", ("start it, or name another: tracking.uri=…",)
-    if re.search(r"\b(401|403)\b", text):
+    if isinstance(error, UnreachableError):
+        return f"the tracking server {uri} does not answer ({text})", ("start it, or name another: tracking.uri=…",)
+    if re.search(r"\b(401|403)\b", text) or (isinstance(error, TrackingError) and error.status in (401, 403)):
         return f"the tracking server {uri} refuses us: {text}", ("MLFLOW_TRACKING_USERNAME and _PASSWORD, or _TOKEN",)
     return text, ()
 
@@ -378,3 +353,15 @@ def _here(uri: str) -> bool:
 
 def _ms(when: datetime) -> int:
     return int(when.timestamp() * 1000)
+
+
+def _began(record: Record) -> int:
+    return _ms(record.started.at if record.started else record.planned.created)
+
+
+def _notes(texts: Mapping[str, str]) -> list[Note]:
+    return [Note(key=key, value=value) for key, value in texts.items()]
+
+
+def _note(note: Note, limit: int) -> Note:
+    return Note(key=view.key(note.key), value=view.cut(note.value, limit))

@@ -13,13 +13,14 @@ import select
 import sys
 import time
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import msgspec
 from filelock import FileLock, Timeout
 
-from repro import store
+from repro import restclient, sdkclient, store
+from repro.client import TrackingClient
 from repro.errors import ReproError
 from repro.publication import NO_RUN, Gone, Publication, explain
 from repro.record import RunFolder
@@ -46,6 +47,10 @@ def main() -> None:
 
 def warm(uri: str) -> None:
     """Import what a store of this kind needs: these seconds are the reason for this process."""
+    if restclient.speaks(uri, os.environ):
+        import requests  # noqa: F401
+
+        return
     import mlflow.tracking.client
 
     if uri.startswith(store.DATABASES):
@@ -95,7 +100,7 @@ class Task:
             if not self.uri:  # MLflow would choose a store by itself
                 raise Gone("tracking was off for this run")
             store.prepare(self.uri)
-            self.publication = Publication(self.folder, self.uri, _client(self.uri))
+            self.publication = Publication(self.folder, self.uri, connect(self.uri))
         return self.publication.advance(last=last)
 
     def _failed(self, now: float, last: bool, reason: str, hints: tuple[str, ...]) -> Reply | None:
@@ -183,10 +188,11 @@ class Publisher:
             os.write(self.replies, msgspec.json.encode(reply) + b"\n")
 
 
-def _client(uri: str) -> Any:
-    from mlflow import MlflowClient
-
-    return MlflowClient(tracking_uri=store.with_password(uri, os.environ))
+def connect(uri: str, environ: Mapping[str, str] = os.environ) -> TrackingClient:
+    """The client for a store: our own for a server, MLflow's for all others."""
+    if restclient.speaks(uri, environ):
+        return restclient.RestClient(uri, environ)
+    return sdkclient.SdkClient(store.with_password(uri, environ))
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ class Dataset(Value, frozen=True, kw_only=True):
     source: str
     profile: str
     context: str
+    schema: str = ""
 
 
 def status(end: End) -> str:
