@@ -58,6 +58,16 @@ class TrackedRun(Value, frozen=True, kw_only=True):
     datasets: tuple[tuple[str, str], ...] = ()  # (name, digest)
 
 
+class TrackedModel(Value, frozen=True, kw_only=True):
+    """A logged model as MLflow has it."""
+
+    id: str
+    artifact_uri: str
+    status: str  # PENDING, READY or FAILED
+    tags: dict[str, str] = msgspec.field(default_factory=dict)
+    params: dict[str, str] = msgspec.field(default_factory=dict)
+
+
 class Artifact(Value, frozen=True, kw_only=True):
     """An entry of a folder of artifacts; `path` is below the run's artifacts."""
 
@@ -115,8 +125,29 @@ class TrackingClient(Protocol):
     def artifacts(self, run: TrackedRun, path: str = "") -> list[Artifact]:
         """What is in a folder of a run's artifacts."""
 
-    def upload(self, run: TrackedRun, file: Path, name: str, sent: Callable[[int], None]) -> None:
-        """Store a file as the artifact `name` of a run; `sent` hears of each part's bytes."""
+    def upload(self, place: TrackedRun | TrackedModel, file: Path, name: str, sent: Callable[[int], None]) -> None:
+        """Store a file as the artifact `name` of a run or a model; `sent` hears of each part's bytes."""
+
+    def create_model(self, experiment: str, *, name: str, run: str, kind: str, tags: Mapping[str, str]) -> TrackedModel:
+        """A new logged model, made by a run; with HTTP's status 404 from a server that knows no models."""
+
+    def model(self, model: str) -> TrackedModel:
+        """The logged model of this id."""
+
+    def find_models(self, experiment: str, query: str) -> list[TrackedModel]:
+        """Logged models by MLflow's query language."""
+
+    def note_model(self, model: str, *, tags: Mapping[str, str], params: Mapping[str, str]) -> None:
+        """Tag a logged model, and add parameters that it does not have yet."""
+
+    def finish_model(self, model: str, status: str) -> None:
+        """Say that all of a logged model is there (READY), or that it FAILED."""
+
+    def log_model_input(self, run: str, model: str) -> None:
+        """Note that a run uses a logged model."""
+
+    def log_model_output(self, run: str, model: str, step: int) -> None:
+        """Note that a run has made a logged model."""
 
 
 def batches(items: Iterable[Item], most: int) -> Iterator[list[Item]]:

@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
@@ -18,9 +19,10 @@ from urllib.parse import unquote, urlsplit
 import msgspec
 
 from repro import journal, ledger, store, view
-from repro.client import TrackedRun, TrackingClient, TrackingError, UnreachableError
+from repro.client import TrackedModel, TrackedRun, TrackingClient, TrackingError, UnreachableError
 from repro.errors import ReproError
 from repro.journal import Events, Note, Position
+from repro.nested import Nested
 from repro.project import ignored_folder
 from repro.record import Record, RunFolder, write_atomic
 from repro.tracking import State, state
@@ -44,6 +46,8 @@ class Publication:
         known = state(folder)
         self.state = known if known and known.uri == uri else State(uri=uri)
         self.run: TrackedRun | None = None  # known once it is open
+        self._nested: Nested | None = None
+        self._stalled = False  # lines of what no other file has begun
         self._saved = 0.0
         self._unsaved = False
 
@@ -64,7 +68,7 @@ class Publication:
         if not self.state.ended:
             self._end(record)
         if not self.state.artifacts:
-            self._artifacts()
+            self._artifacts(record)
         return True
 
     def _read(self) -> Record:
@@ -85,6 +89,7 @@ class Publication:
             raise Gone("deleted in MLflow, and left so")
         if run.id != self.state.run:
             self.state = State(uri=self.uri, experiment_id=experiment, run=run.id)
+            self._nested = None
             self.save()
         self.run = run
 
@@ -173,31 +178,44 @@ class Publication:
         """Send the next block of each journal file; False when there was nothing new."""
         started = _began(record)
         moved = False
+        below = self._below(record)
+        waiting = False
         for path in journal.files(self.folder.journal):
             position = self.state.positions.get(path.name, Position())
             events, then = journal.read(path, position, run=record.planned.run, started=started)
             if then == position:
                 continue
-            self._ingest(events)
+            if below.lacks(events) and not self._stalled:
+                waiting = True
+                continue
+            lost = below.take(events)
             self._note(
                 positions={**self.state.positions, path.name: then},
-                nested=self.state.nested + events.nested,
-                unread=self.state.unread + events.unread,
+                below=dict(below.known),
+                unread=self.state.unread + events.unread + lost,
             )
             moved = True
+        self._stalled = waiting and not moved  # twice: no other file will ever say more
         if self._unsaved and time.monotonic() - self._saved > SAVE_SECONDS:
             self.save()
-        return moved
+        return moved or waiting
 
-    def _ingest(self, events: Events) -> None:
-        refused = sorted({tag.key for tag in events.tags if not view.settable(view.key(tag.key))})
+    def _below(self, record: Record) -> Nested:
+        if self._nested is None:
+            assert self.run is not None  # noqa: S101 - `advance` has opened it
+            self._nested = Nested(self.client, self.run, record, self.state.below, self._ingest, self._remark)
+        return self._nested
+
+    def _ingest(self, run: str, events: Events) -> None:
+        own = run == self.state.run
+        refused = sorted({tag.key for tag in events.tags if own and not view.settable(view.key(tag.key))})
         for name in refused:
             self._remark(f"tag {name}: it says what repro knows, an experiment cannot set it")
         self._rename_remarks([*events.metrics, *events.params, *events.tags])
         points = events.metrics
-        self._send("metrics", [msgspec.structs.replace(point, key=view.key(point.key)) for point in points])
-        self._send("params", [_note(each, view.PARAM_LIMIT) for each in events.params])
-        self._send("tags", [_note(tag, view.TAG_LIMIT) for tag in events.tags if tag.key not in refused])
+        self._send("metrics", [msgspec.structs.replace(point, key=view.key(point.key)) for point in points], run)
+        self._send("params", [_note(each, view.PARAM_LIMIT) for each in events.params], run)
+        self._send("tags", [_note(tag, view.TAG_LIMIT) for tag in events.tags if tag.key not in refused], run)
 
     def _rename_remarks(self, items: Sequence[Any]) -> None:
         for name in sorted({item.key for item in items}):
@@ -206,16 +224,20 @@ class Publication:
                     f"{view.cut(name, 60)!r} is {view.cut(view.key(name), 60)!r} there, which has stricter names"
                 )
 
-    def _send(self, kind: str, items: list[Any]) -> None:
+    def _send(self, kind: str, items: list[Any], run: str = "") -> None:
         """Log items; what MLflow refuses for its own sake is singled out and remarked, the rest arrives."""
+        run = run or self.state.run
         if not items:
             return
         try:
-            self.client.log(self.state.run, **{kind: items})
+            self.client.log(run, **{kind: items})
         except TrackingError as error:
             if not error.rejected:
                 raise
-            now = self.client.run(self.state.run)
+            now = self.client.run(run)
+            if (now is None or not now.active) and run != self.state.run:
+                self._remark(f"nested run {run}: deleted in MLflow, and left so")
+                return
             if now is None or not now.active:
                 raise Gone("deleted in MLflow, and left so") from error
             if len(items) == 1:
@@ -224,16 +246,16 @@ class Publication:
                 self._remark(f"{kind[:-1]} {view.cut(items[0].key, 60)}: {why}")
                 return
             half = len(items) // 2
-            self._send(kind, items[:half])
-            self._send(kind, items[half:])
+            self._send(kind, items[:half], run)
+            self._send(kind, items[half:], run)
 
     # the end ----------------------------------------------------------------------------------------------------
 
     def _end(self, record: Record) -> None:
         ended = record.ended
         assert ended is not None  # noqa: S101 - `advance` has looked
-        if self.state.nested:
-            self._remark(f"{self.state.nested} journal lines of nested runs stay in the journal")
+        self._below(record).end(view.status(ended.end), _ms(ended.at))
+        self._note(below=dict(self._below(record).known))
         if self.state.unread:
             self._remark(f"{self.state.unread} journal lines could not be read")
         self.client.terminate(self.state.run, view.status(ended.end), _ms(ended.at))
@@ -244,23 +266,35 @@ class Publication:
             shown = view.saved_view(now.metrics if now else (), _ms(ended.at))
             self.client.tag_experiment(self.state.experiment_id, f"mlflow.sharedViewState.{view.VIEW}", shown)
 
-    def _artifacts(self) -> None:
+    def _artifacts(self, record: Record) -> None:
         """Link the run's files into a local store, upload them to any other."""
-        assert self.run is not None  # noqa: S101 - `advance` has opened it
-        uri = self.run.artifact_uri
-        target = self._local_target(uri)
-        if target is None:
-            for path, name in artifacts(self.folder):
-                self.client.upload(self.run, path, name, lambda _count: None)
-        elif self.uri.startswith("http") and not _here(self.uri):
-            self._remark(f"no artifacts: the server keeps them in {uri}, a folder of its own machine")
-        else:
-            if file := store.sqlite_file(self.uri):
-                ignored_folder(store.artifacts(file))  # else the next snapshot of the code would hold these outputs
-            for path, name in artifacts(self.folder):
-                link(path, target / name)
+        if file := store.sqlite_file(self.uri):
+            ignored_folder(store.artifacts(file))  # else the next snapshot of the code would hold these outputs
+        for path, name in artifacts(self.folder):
+            place, there = self._below(record).place(name)
+            content = self._below(record).content(path, name)
+            target = self._local_target(place.artifact_uri)
+            if target is None:
+                self._upload(place, path, there, content)
+            elif self.uri.startswith("http") and not _here(self.uri):
+                self._remark(
+                    f"no artifacts: the server keeps them in {place.artifact_uri}, a folder of its own machine"
+                )
+                break
+            elif content is None:
+                link(path, target / there)
+            else:
+                (target / there).parent.mkdir(parents=True, exist_ok=True)
+                write_atomic(target / there, content)
         self._note(artifacts=True)
         self.save()
+
+    def _upload(self, place: TrackedRun | TrackedModel, path: Path, name: str, content: bytes | None) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            if content is not None:
+                path = Path(folder) / path.name
+                path.write_bytes(content)
+            self.client.upload(place, path, name, lambda _count: None)
 
     def _local_target(self, uri: str) -> Path | None:
         """The folder for the artifacts of this run, if it is one of this machine's."""

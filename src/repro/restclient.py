@@ -17,6 +17,7 @@ from repro.client import (
     OTHERS,
     Artifact,
     TrackedExperiment,
+    TrackedModel,
     TrackedRun,
     TrackingClient,
     TrackingError,
@@ -33,6 +34,8 @@ API = "/api/2.0/mlflow/"
 PROXY = "/api/2.0/mlflow-artifacts/artifacts"
 CONNECT_SECONDS, ANSWER_SECONDS = 2.0, 5.0
 UPLOAD_SECONDS, UPLOAD_RATE = 60.0, 1e6  # a server may write a whole file elsewhere before it answers; bytes/second
+MODELS = "logged-models"
+MODEL_WORDS = {"LOGGED_MODEL_PENDING": "PENDING", "LOGGED_MODEL_READY": "READY", "LOGGED_MODEL_UPLOAD_FAILED": "FAILED"}
 PAGE = 25_000  # points
 SHOWN = 300  # characters of an answer that is none of MLflow's
 WORDS = {math.inf: "Infinity", -math.inf: "-Infinity"}  # for what JSON has no numbers
@@ -132,7 +135,7 @@ class RestClient:
         """Note an input of a run."""
         names = ("name", "digest", "source_type", "source", "schema", "profile")
         what = {name: getattr(dataset, name) for name in names if getattr(dataset, name)}
-        tags = _pairs({"mlflow.data.context": dataset.context})
+        tags = _pairs({"mlflow.data.context": dataset.context} if dataset.context else {})
         self._post("runs/log-inputs", {"run_id": run, "datasets": [{"dataset": what, "tags": tags}]})
 
     def terminate(self, run: str, status: str, ended: int) -> None:
@@ -155,22 +158,63 @@ class RestClient:
             for entry in answer.get("files", [])
         ]
 
-    def upload(self, run: TrackedRun, file: Path, name: str, sent: Callable[[int], None]) -> None:
+    def upload(self, place: TrackedRun | TrackedModel, file: Path, name: str, sent: Callable[[int], None]) -> None:
         """Store a file as an artifact: through the server where it offers that, else with MLflow's own client."""
-        place = self._proxy(run.artifact_uri)
-        if place is None:
-            self._with_sdk().upload(run, file, name, sent)
+        proxy = self._proxy(place.artifact_uri)
+        if proxy is None:
+            self._with_sdk().upload(place, file, name, sent)
             return
         with file.open("rb") as stream:
             size = os.fstat(stream.fileno()).st_size
             body = _Body(stream, size, sent) if size else b""  # requests would send an empty stream in chunks
             self._ask(
                 "PUT",
-                f"{place}/{quote(os.fsencode(name), safe='/')}",
+                f"{proxy}/{quote(os.fsencode(name), safe='/')}",
                 data=body,
                 headers={"Content-Type": "application/octet-stream"},
                 timeout=(CONNECT_SECONDS, UPLOAD_SECONDS + size / UPLOAD_RATE),
             )
+
+    def create_model(self, experiment: str, *, name: str, run: str, kind: str, tags: Mapping[str, str]) -> TrackedModel:
+        """A new logged model."""
+        wanted = {"experiment_id": experiment, "name": name, "source_run_id": run, "tags": _pairs(tags)}
+        return _model(self._post(MODELS, {**wanted, **({"model_type": kind} if kind else {})})["model"])
+
+    def model(self, model: str) -> TrackedModel:
+        """The logged model of this id."""
+        return _model(self._get(f"{MODELS}/{model}")["model"])
+
+    def find_models(self, experiment: str, query: str) -> list[TrackedModel]:
+        """Logged models by MLflow's query language."""
+        found: list[TrackedModel] = []
+        asked: dict[str, Any] = {"experiment_ids": [experiment], "filter": query}
+        while True:
+            answer = self._post(f"{MODELS}/search", asked)
+            found += map(_model, answer.get("models", []))
+            if not answer.get("next_page_token"):
+                return found
+            asked["page_token"] = answer["next_page_token"]
+
+    def note_model(self, model: str, *, tags: Mapping[str, str], params: Mapping[str, str]) -> None:
+        """Tag a logged model, and add parameters that it does not have yet."""
+        if tags:
+            self._send("PATCH", f"{MODELS}/{model}/tags", {"model_id": model, "tags": _pairs(tags)})
+        missing = {key: value for key, value in params.items() if key not in self.model(model).params} if params else {}
+        if missing:
+            self._post(f"{MODELS}/{model}/params", {"model_id": model, "params": _pairs(missing)})
+
+    def finish_model(self, model: str, status: str) -> None:
+        """Say that all of a logged model is there, or that it failed."""
+        word = {word: name for name, word in MODEL_WORDS.items()}[status]
+        self._send("PATCH", f"{MODELS}/{model}", {"model_id": model, "status": word})
+
+    def log_model_input(self, run: str, model: str) -> None:
+        """Note that a run uses a logged model."""
+        self._post("runs/log-inputs", {"run_id": run, "models": [{"model_id": model}]})
+
+    def log_model_output(self, run: str, model: str, step: int) -> None:
+        """Note that a run has made a logged model."""
+        self._post("runs/outputs", {"run_id": run, "models": [{"model_id": model, "step": step}]})
 
     def _proxy(self, artifact_uri: str) -> str | None:
         """Where the server itself takes artifacts; None when they go elsewhere (s3:, say)."""
@@ -200,9 +244,12 @@ class RestClient:
         return _json(self._ask("GET", f"{self._uri}{API}{what}", params=asked))
 
     def _post(self, what: str, wanted: Any) -> Any:
+        return self._send("POST", what, wanted)
+
+    def _send(self, method: str, what: str, wanted: Any) -> Any:
         content = msgspec.json.encode(wanted)
         headers = {"Content-Type": "application/json"}
-        return _json(self._ask("POST", f"{self._uri}{API}{what}", data=content, headers=headers))
+        return _json(self._ask(method, f"{self._uri}{API}{what}", data=content, headers=headers))
 
     def _ask(self, method: str, address: str, **how: Any) -> Response:
         from requests import RequestException
@@ -320,7 +367,7 @@ def _point(point: Metric) -> Metric | dict[str, Any]:
     if math.isfinite(point.value):
         return point
     word = "NaN" if math.isnan(point.value) else WORDS[point.value]
-    return {"key": point.key, "value": word, "timestamp": point.timestamp, "step": point.step}
+    return {**msgspec.structs.asdict(point), "value": word}
 
 
 def _experiment(found: Mapping[str, Any]) -> TrackedExperiment:
@@ -343,4 +390,15 @@ def _run(found: Mapping[str, Any]) -> TrackedRun:
         params={each["key"]: each.get("value", "") for each in data.get("params", [])},
         tags={each["key"]: each.get("value", "") for each in data.get("tags", [])},
         datasets=tuple((each["dataset"]["name"], each["dataset"]["digest"]) for each in inputs),
+    )
+
+
+def _model(found: Mapping[str, Any]) -> TrackedModel:
+    info, params = found["info"], found.get("data", {}).get("params", [])
+    return TrackedModel(
+        id=info["model_id"],
+        artifact_uri=info["artifact_uri"],
+        status=MODEL_WORDS.get(info.get("status", ""), "PENDING"),
+        tags={each["key"]: each.get("value", "") for each in info.get("tags", [])},
+        params={each["key"]: each.get("value", "") for each in params},
     )

@@ -13,6 +13,7 @@ from repro.client import (
     OTHERS,
     Artifact,
     TrackedExperiment,
+    TrackedModel,
     TrackedRun,
     TrackingError,
     UnreachableError,
@@ -86,7 +87,7 @@ class SdkClient:
 
         with _ours():
             for points in batches(metrics, METRICS):
-                them = [entities.Metric(point.key, point.value, point.timestamp, point.step) for point in points]
+                them = [_point(point) for point in points]
                 self._client.log_batch(run, metrics=them, synchronous=True)
             for notes in batches(params, OTHERS):
                 these = [entities.Param(note.key, note.value) for note in notes]
@@ -114,9 +115,9 @@ class SdkClient:
             schema=dataset.schema or None,
             profile=dataset.profile or None,
         )
+        tags = [entities.InputTag("mlflow.data.context", dataset.context)] if dataset.context else []
         with _ours():
-            tag = entities.InputTag("mlflow.data.context", dataset.context)
-            self._client.log_inputs(run, [entities.DatasetInput(what, [tag])])
+            self._client.log_inputs(run, [entities.DatasetInput(what, tags)])
 
     def terminate(self, run: str, status: str, ended: int) -> None:
         """Say how and when a run ended."""
@@ -134,11 +135,67 @@ class SdkClient:
             entries = self._client.list_artifacts(run.id, path or None)
         return [Artifact(path=entry.path, folder=entry.is_dir, size=entry.file_size) for entry in entries]
 
-    def upload(self, run: TrackedRun, file: Path, name: str, sent: Callable[[int], None]) -> None:
-        """Store a file as an artifact."""
+    def upload(self, place: TrackedRun | TrackedModel, file: Path, name: str, sent: Callable[[int], None]) -> None:
+        """Store a file as an artifact of a run or a model."""
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        folder = posixpath.dirname(name) or None
         with _ours():
-            self._client.log_artifact(run.id, str(file), posixpath.dirname(name) or None)
+            if isinstance(place, TrackedRun):
+                self._client.log_artifact(place.id, str(file), folder)
+            else:
+                get_artifact_repository(place.artifact_uri, self._client.tracking_uri).log_artifact(str(file), folder)
         sent(file.stat().st_size)
+
+    def create_model(self, experiment: str, *, name: str, run: str, kind: str, tags: Mapping[str, str]) -> TrackedModel:
+        """A new logged model."""
+        with _ours():
+            return _model(self._client.create_logged_model(experiment, name, run, dict(tags), None, kind or None))
+
+    def model(self, model: str) -> TrackedModel:
+        """The logged model of this id."""
+        with _ours():
+            return _model(self._client.get_logged_model(model))
+
+    def find_models(self, experiment: str, query: str) -> list[TrackedModel]:
+        """Logged models by MLflow's query language."""
+        found: list[TrackedModel] = []
+        token = None
+        with _ours():
+            while True:
+                page = self._client.search_logged_models([experiment], query, page_token=token)
+                found += map(_model, page)
+                token = page.token
+                if not token:
+                    return found
+
+    def note_model(self, model: str, *, tags: Mapping[str, str], params: Mapping[str, str]) -> None:
+        """Tag a logged model, and add parameters that it does not have yet."""
+        missing = {key: value for key, value in params.items() if key not in self.model(model).params} if params else {}
+        with _ours():
+            if tags:
+                self._client.set_logged_model_tags(model, dict(tags))
+            if missing:
+                self._client.log_model_params(model, missing)
+
+    def finish_model(self, model: str, status: str) -> None:
+        """Say that all of a logged model is there, or that it failed."""
+        with _ours():
+            self._client.finalize_logged_model(model, status)
+
+    def log_model_input(self, run: str, model: str) -> None:
+        """Note that a run uses a logged model."""
+        from mlflow.entities import LoggedModelInput
+
+        with _ours():
+            self._client.log_inputs(run, models=[LoggedModelInput(model)])
+
+    def log_model_output(self, run: str, model: str, step: int) -> None:
+        """Note that a run has made a logged model."""
+        from mlflow.entities import LoggedModelOutput
+
+        with _ours():
+            self._client.log_outputs(run, [LoggedModelOutput(model, step)])
 
 
 @contextlib.contextmanager
@@ -173,3 +230,19 @@ def _run(found: Any) -> TrackedRun:
         tags=dict(found.data.tags),
         datasets=tuple((each.dataset.name, each.dataset.digest) for each in inputs),
     )
+
+
+def _model(found: Any) -> TrackedModel:
+    return TrackedModel(
+        id=found.model_id,
+        artifact_uri=found.artifact_location,
+        status=str(found.status.value),
+        tags=dict(found.tags),
+        params=dict(found.params),
+    )
+
+
+def _point(point: Metric) -> Any:
+    from mlflow.entities import Metric as Point
+
+    return Point(point.key, point.value, point.timestamp, point.step, model_id=point.model_id or None)

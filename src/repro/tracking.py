@@ -25,6 +25,7 @@ from repro.experiment import Value
 from repro.journal import Position
 from repro.project import Project, ignored_folder
 from repro.record import Planned, RunFolder
+from repro.story import Child
 
 CATCH_UP_SECONDS = 2.0
 SYNC_SECONDS = 3600.0  # a large upload takes its time
@@ -42,7 +43,7 @@ class State(Value, frozen=True, kw_only=True):
     compared: bool = False  # with other runs of the same image spec
     ended: bool = False
     artifacts: bool = False
-    nested: int = 0  # journal lines of nested runs
+    below: dict[str, Child] = msgspec.field(default_factory=dict)  # nested runs and models, by the container's ids
     unread: int = 0  # journal lines that say nothing we know
     remarks: tuple[str, ...] = ()  # what MLflow would not take
 

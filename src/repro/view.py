@@ -21,7 +21,7 @@ VIEW = "repro"  # the saved view's key, in the address of MLflow's page
 STATUS = {End.FINISHED: "FINISHED", End.KILLED: "KILLED"}  # the others are FAILED
 OURS = re.compile(  # tags that an experiment cannot set by itself
     r"(run|image|image_id|image_digest|image_manifest|image_spec|image_content|floating|drift|commit|dirty|command"
-    r"|gpus|network|exit_code|ended"
+    r"|gpus|network|exit_code|ended|nested"
     r"|mlflow\.(user|parentRunId|runName|note\.content|(source|docker|project)\..*))$"
 )
 HOSTS = re.compile(r"^(https?://|ssh://git@|git@)(github\.com|gitlab\.com|bitbucket\.org)[:/]")

@@ -53,9 +53,9 @@ class Memory:
         """Every point of a metric: value, time (ms), step."""
         points = []
         for path in sorted(self.folder.glob("events-*.jsonl")):
-            for event in map(_event, path.read_bytes().split(b"\n")):
-                if event.get("t") == "m" and event.get("r", self.root) == run and event.get("k") == key:
-                    points.append(_point(event))
+            events = map(_event, path.read_bytes().split(b"\n"))
+            wanted = (event for event in events if event.get("t") == "m" and event.get("k") == key)
+            points += [_point(event) for event in wanted if event.get("r", self.root) == run]
         return sorted(points, key=lambda point: point[1:])
 
     def _news(self, path):

@@ -7,9 +7,11 @@ Nothing is imported that the image may lack: where MLflow is not used, this file
 import functools
 import inspect
 import os
+import re
 import sys
 import time
 import uuid
+from pathlib import Path
 
 FALLBACK = "mlflow/store"  # below the outputs
 
@@ -19,7 +21,7 @@ def tracking_store(store_uri=None, artifact_uri=None, **_more):
     try:
         return _tracking_store()
     except Exception as error:
-        folder = os.path.join(os.environ.get("REPRO_OUTPUTS", "."), FALLBACK)
+        folder = str(Path(os.environ.get("REPRO_OUTPUTS", "."), FALLBACK))
         warn_once(f"this MLflow is none that repro knows ({_words(error)}): what it logs is in {folder} alone")
         return _file_store(folder)
 
@@ -128,6 +130,7 @@ class Registry:
 
         warn_once(f"{name}: registering a model is left to the host; the run's page in `repro sync` says how")
         event = {"t": "register", "k": name, "v": source, "m": named.get("model_id")}
+        event["r"] = run_id if run_id != root_id() else None
         _journal.append([{key: value for key, value in event.items() if value is not None}])
         values = {"name": name, "version": "0", "source": source, "run_id": run_id, "status": "READY"}
         return made(ModelVersion, **values, creation_timestamp=_now(), status_message="left to the host")
@@ -138,6 +141,11 @@ class Registry:
 
 def _now():
     return int(time.time() * 1000)
+
+
+def root_id():
+    """The id of the run that this container is, as MLflow takes it."""
+    return re.sub(r"[^\w-]", "_", os.environ["REPRO_RUN"])
 
 
 def new_id():

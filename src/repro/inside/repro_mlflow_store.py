@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from repro_memory import Memory
-from repro_mlflow import made, new_id, refusal, spared, warn_once
+from repro_mlflow import made, new_id, refusal, root_id, spared, warn_once
 from repro_run import _journal, _number
 
 EXPERIMENT = "0"  # the id that MLflow takes where none is chosen
@@ -26,7 +26,7 @@ class Store:
 
     def __init__(self):
         super().__init__()
-        self.root = re.sub(r"[^\w-]", "_", os.environ["REPRO_RUN"])  # an id as MLflow takes it
+        self.root = root_id()
         self.folder = Path(os.environ["REPRO_OUTPUTS"]) / "mlflow"
         self.memory = Memory(os.environ["REPRO_JOURNAL"], self.root, _now())
 
