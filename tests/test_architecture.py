@@ -22,7 +22,7 @@ ROWS = (
     "oci distribution explain floating probe resolve inventory sbom ledger",
     "data",
     "plan terminal pump runner",
-    "journal store view tracking client sdkclient restclient publication publisher",
+    "journal store view tracking client sdkclient restclient delivery upload faults publication publisher",
     "display",
     "ui findings enginecheck doctor pins housekeeping leftovers pruning predecessor verification making",
     "imaging locking",
