@@ -1,4 +1,4 @@
-"""Unmodified MLflow code under our store, and what becomes of it in the host's MLflow. No container: see test_mlflow_engine.py."""
+"""Unmodified MLflow code under our store, and what becomes of it in the host's MLflow; without a container."""
 
 from __future__ import annotations
 
@@ -281,9 +281,10 @@ with mlflow.start_run() as run:
     os.waitpid(pid, 0)
     import threading
     ours = run.info.run_id
-    logs = [threading.Thread(target=lambda n=n: [mlflow.MlflowClient().log_metric(ours, "thread", n, step=100 * n + s) for s in range(50)]) for n in range(4)]
-    for log in logs: log.start()
-    for log in logs: log.join()
+    log = lambda n: [mlflow.MlflowClient().log_metric(ours, "thread", n, step=100 * n + s) for s in range(50)]
+    logs = [threading.Thread(target=log, args=[n]) for n in range(4)]
+    for each in logs: each.start()
+    for each in logs: each.join()
 """
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import msgspec
 
 from repro import story, view
-from repro.client import TrackedModel, TrackedRun, TrackingClient, TrackingError
+from repro.client import TrackedModel, TrackedRun, TrackingError
+from repro.delivery import Delivery, Gone
 from repro.journal import Events, Metric, Note
 from repro.record import Record
 from repro.story import Child
@@ -30,27 +31,46 @@ PLACE = re.compile(r"outputs/mlflow/(?:runs/([0-9a-f]{32})/|models/(m-[0-9a-f]{3
 TAKEN = re.compile(r"(outputs|logs|inputs)/|(config\.yaml|record\.json|uncommitted\.diff\.txt)$")  # at the root: ours
 OPEN = ("RUNNING", "SCHEDULED", "PENDING")
 
-Deliver = Callable[[str, Events], None]
+Place = TrackedRun | TrackedModel  # what artifacts belong to
 
 
 class Nested:
-    """What hangs below one run. `deliver` logs numbers and notes to a run of MLflow's; users hear each `remark`."""
+    """What hangs below one run. `deliver` logs numbers and notes of the run itself; users hear each `remark`."""
 
     def __init__(
         self,
-        client: TrackingClient,
-        root: TrackedRun,
+        root: Delivery,
         record: Record,
         known: dict[str, Child],
-        deliver: Deliver,
+        deliver: Callable[[Events], None],
         remark: Callable[[str], None],
     ) -> None:
-        self.client, self.root, self.run = client, root, record.planned.run
+        self.client, self.root, self.run = root.client, root.run, record.planned.run
         self.known = dict(known)  # by the container's id
         self.deliver, self.remark = deliver, remark
         self.inherited = {key: value for key, value in view.tags(record).items() if INHERITED.match(key)}
+        self._root = root
+        self._deliveries: dict[str, Delivery] = {}  # by the container's id
+        self._doubtful = self._repair = False
         self._found: dict[str, Child] | None = None
-        self._places: dict[str, TrackedRun | TrackedModel] = {}
+        self._places: dict[str, Place] = {}
+
+    def doubt(self) -> None:
+        """What comes next may be there already, in part."""
+        self._doubtful = True
+        for each in (self._root, *self._deliveries.values()):
+            each.doubt()
+
+    def trust(self) -> None:
+        """What comes next is new."""
+        self._doubtful = False
+        for each in (self._root, *self._deliveries.values()):
+            each.trust()
+
+    def begin_repair(self) -> None:
+        """From now on, send only what is not there; the run itself has been told."""
+        self._repair = True
+        self._deliveries.clear()
 
     # the journal --------------------------------------------------------------------------------------------------
 
@@ -74,11 +94,40 @@ class Nested:
         for run, theirs in ((story.ROOT, events), *events.nested.items()):
             if run != story.ROOT and run not in self.known:
                 lost += len(theirs.metrics) + len(theirs.params) + len(theirs.tags)
-            elif target := self._mlflow(run):
-                self.deliver(target, self._translated(run, theirs))
+            elif run == story.ROOT:
+                self.deliver(self._translated(run, theirs))
+            elif self._mlflow(run):
+                self._deliver(run, self._translated(run, theirs))
         for part in events.parts:
             lost += not self._tell(part)
         return lost
+
+    def _deliver(self, own: str, events: Events) -> None:
+        try:
+            delivery = self._deliveries.get(own) or self._delivery(own, self._there_now(own))
+            delivery.metrics(events.metrics)
+            delivery.params(events.params)
+            delivery.tags(events.tags)
+        except Gone:
+            self.remark(f"nested run {self._mlflow(own)} was deleted in MLflow, and is left so")
+            self.known[own] = Child(id="", status="FAILED")
+
+    def _there_now(self, own: str) -> TrackedRun:
+        found = self.client.run(self._mlflow(own))
+        if found is None or not found.active:
+            raise Gone
+        return found
+
+    def _delivery(self, own: str, run: TrackedRun) -> Delivery:
+        """The way into one nested run; its names are the whole family's, so that what is alike is called alike."""
+        made = Delivery(self.client, run, self._root.names, self._root.odd, self._root.keep)
+        made.sent = self._root.sent
+        if self._repair:
+            made.begin_repair(run)
+        elif self._doubtful:
+            made.doubt()
+        self._deliveries[own] = made
+        return made
 
     def _begin(self, new: story.Nested) -> None:
         if new.id in self.known or self._full():
@@ -90,6 +139,7 @@ class Nested:
             name = view.cut(new.name, view.KEY_LIMIT)
             made = self.client.create_run(self.root.experiment_id, name=name, started=new.at, tags=tags)
             found = Child(id=made.id, status="RUNNING")
+            self._delivery(new.id, made)
         self.known[new.id] = found
 
     def _begin_model(self, new: story.Model) -> None:
@@ -220,7 +270,7 @@ class Nested:
                     self.client.terminate(child.id, status, at)
                     self.known[own] = Child(id=child.id, status=status)
 
-    def place(self, name: str) -> tuple[TrackedRun | TrackedModel, str]:
+    def place(self, name: str) -> tuple[Place, str]:
         """Where an artifact of the run belongs, and its name there; `name` is below the run folder."""
         found = PLACE.fullmatch(name)
         if found is None:
@@ -230,7 +280,7 @@ class Nested:
             return self.root, name
         return self._place(own), found[3]
 
-    def _place(self, own: str) -> TrackedRun | TrackedModel:
+    def _place(self, own: str) -> Place:
         if own == story.ROOT:
             return self.root
         if own not in self._places:

@@ -100,10 +100,12 @@ def prepare(uri: str) -> None:
             _create(file)
         found = _version(file)
     except (OSError, sqlite3.DatabaseError) as error:
+        locked = "database is locked" in str(error)
+        mend = "make it writable, or move it away: `repro sync` fills a new one"
         raise EnvironmentUnfitError(
             f"the tracking store {file} cannot be used",
             evidence=[str(error)],
-            hints=["make it writable, or move it away: `repro sync` fills a new one", "another: tracking.uri=…"],
+            hints=["end what writes to it; then `repro sync`" if locked else mend, "another: tracking.uri=…"],
         ) from error
     _require_version(uri, file, found)
 
