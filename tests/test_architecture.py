@@ -22,7 +22,7 @@ ROWS = (
     "oci distribution explain floating probe resolve inventory sbom ledger",
     "data",
     "plan terminal pump runner",
-    "story journal store view tracking client sdkclient restclient delivery nested upload publication faults publisher",
+    "story journal store view tracking client sdkclient restclient delivery nested upload faults publication publisher",
     "display",
     "ui findings enginecheck doctor pins housekeeping leftovers pruning predecessor verification making",
     "imaging locking",
