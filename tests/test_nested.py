@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
-from repro.project import Project
+from repro import tracking
+from repro.project import Project, cache_folder
 from repro.record import End
 from repro.tracking import Follower
-from tests.test_tracking import Run, artifacts, client, points, runs, sync, the
+from tests.test_tracking import Run, artifacts, client, free_port, points, runs, server, sync, the, until
 
 pytestmark = pytest.mark.tracking
 INSIDE = Path(__file__).parents[1] / "src" / "repro" / "inside"
@@ -435,3 +436,104 @@ def test_two_hundred_calls_cost_little(project: Project) -> None:
         """,
     )
     assert int(told.rsplit("milliseconds ", 1)[1]) < 5000  # it takes 50; a loaded machine may take its time
+
+
+# other stores -----------------------------------------------------------------------------------------------------
+
+
+def test_a_server_gets_all_of_it_without_an_import_of_mlflow(
+    project: Project, follower: Follower, tmp_path: Path
+) -> None:
+    port = free_port()
+    uri = f"http://localhost:{port}"
+    run = Run(project)
+    experiment(run, TREE)
+    experiment(run, FIT)
+    run.end()
+    assert sync(follower, run).ok
+    expected = everything(run)
+    with server(port, tmp_path):
+        until(lambda: sync_to(follower, run, uri).ok, 90)
+        assert everything(run, uri) == expected
+        run.folder.tracking.unlink()
+        assert sync_to(follower, run, uri).ok
+        assert everything(run, uri) == expected
+        (model,) = client(uri).search_logged_models([runs(uri)[0].info.experiment_id])
+        assert predicted(uri, f"models:/{model.model_id}") == "[0 1]"
+        part = next(each for each in runs(uri) if each.data.params.get("number") == "1")
+        assert [each.path for each in client(uri).list_artifacts(part.info.run_id, "deep")] == ["deep/number.txt"]
+
+
+def sync_to(follower: Follower, run: Run, uri: str) -> tracking.Reply:
+    follower.sync(run.folder, uri)
+    (reply,) = follower.wait(60, run.folder)
+    return reply
+
+
+OLDEST = ("mlflow==3.5.0", "sqlalchemy<2.1")  # the oldest that pyproject.toml allows; later SQLAlchemys break it
+PUBLISH = """
+import os, sys
+from pathlib import Path
+from repro import store
+from repro.publication import Publication
+from repro.record import RunFolder
+from repro.sdkclient import SdkClient
+store.prepare(sys.argv[2])
+publication = Publication(RunFolder(Path(sys.argv[1])), sys.argv[2], SdkClient(sys.argv[2]))
+assert publication.advance(last=True)
+publication.ship(lambda done, total: None)
+import mlflow
+print("published with", mlflow.__version__)
+"""
+READ = """
+import json, sys
+from mlflow import MlflowClient
+client = MlflowClient(sys.argv[1])
+(experiment,) = (each for each in client.search_experiments() if each.experiment_id != "0")
+found = client.search_runs([experiment.experiment_id])
+(model,) = client.search_logged_models([experiment.experiment_id])
+root = client.get_run(next(run.info.run_id for run in found if "exit_code" in run.data.tags))
+print(json.dumps({
+    "statuses": sorted(run.info.status for run in found),
+    "loss": root.data.metrics["loss"],
+    "datasets": sorted(used.dataset.name for used in root.inputs.dataset_inputs),
+    "model": [str(model.status), len(root.outputs.model_outputs), len(model.metrics) > 0],
+    "files": sorted(each.path for each in client.list_artifacts(root.info.run_id, "notes")),
+    "model_files": "MLmodel" in [each.path for each in client.list_logged_model_artifacts(model.model_id)],
+}))
+"""
+
+
+@pytest.mark.slow
+def test_the_oldest_mlflow_on_the_host_gets_all_of_it(project: Project) -> None:
+    python = venv("mlflow-3.5.0", *OLDEST, "filelock", "msgspec", "platformdirs", "pyyaml", "requests")
+    run = Run(project)
+    experiment(run, TREE)
+    experiment(run, FIT)
+    run.end()
+    uri = f"sqlite:///{project.root}/mlflow.db"
+    source = str(Path(tracking.__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": source, "REPRO_CACHE": str(project.root / "cache")}
+    for code, arguments in ((PUBLISH, [str(run.folder.path), uri]), (READ, [uri])):
+        program = [python, "-W", "ignore", "-c", code, *arguments]
+        done = subprocess.run(program, env=environment, capture_output=True, text=True, check=False, timeout=200)
+        assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {
+        "statuses": ["FAILED", *["FINISHED"] * 6],
+        "loss": 0.5,
+        "datasets": ["dataset", "mnist", "points"],
+        "model": ["READY", 1, True],
+        "files": ["notes/hello.txt"],
+        "model_files": True,
+    }
+
+
+def venv(name: str, *packages: str) -> str:
+    """The Python of an environment of its own, kept in the cache."""
+    folder = cache_folder() / "tests" / name
+    uv = [sys.executable, "-m", "uv"]
+    if not (folder / "complete").exists():
+        subprocess.run([*uv, "venv", "-q", "--clear", "-p", sys.executable, str(folder)], check=True)
+        subprocess.run([*uv, "pip", "install", "-q", "-p", str(folder), *packages], check=True)
+        (folder / "complete").touch()
+    return str(folder / "bin" / "python")
