@@ -73,6 +73,12 @@ class Publication:
             self._end(record)
         return True
 
+    @property
+    def reached(self) -> object:
+        """How far it is: a value that differs when it is further."""
+        known, sent = self.state, dict(self.delivery.sent) if self.run else {}
+        return known.run, known.described, known.positions, known.ended, sent
+
     def _read(self) -> Record:
         try:
             found = self.folder.record.stat()

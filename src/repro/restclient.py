@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,7 @@ PROXY = "/api/2.0/mlflow-artifacts/artifacts"
 CONNECT_SECONDS, ANSWER_SECONDS = 2.0, 5.0
 UPLOAD_SECONDS, UPLOAD_RATE = 60.0, 1e6  # a server may write a whole file elsewhere before it answers; bytes/second
 PAGE = 25_000  # points
+ESCAPED = re.compile("%[0-9a-fA-F]{2}")  # servers decode a path more than once
 SHOWN = 300  # characters of an answer that is none of MLflow's
 WORDS = {math.inf: "Infinity", -math.inf: "-Infinity"}  # for what JSON has no numbers
 
@@ -53,7 +55,7 @@ class RestClient:
         self._uri = uri.rstrip("/")
         self._session: Session = requests.Session()
         self._session.auth = _credentials(environ)
-        self._session.verify = _verify(environ)
+        self._verify = _verify(environ)
         self._session.cert = environ.get("MLFLOW_TRACKING_CLIENT_CERT_PATH")
         if workspace := environ.get("MLFLOW_WORKSPACE"):
             self._session.headers["X-MLFLOW-WORKSPACE"] = workspace
@@ -161,6 +163,8 @@ class RestClient:
         if place is None:
             self._with_sdk().upload(run, file, name, sent)
             return
+        if ESCAPED.search(name):
+            raise TrackingError("the server would take its name for another one", code="INVALID_PARAMETER_VALUE")
         with file.open("rb") as stream:
             size = os.fstat(stream.fileno()).st_size
             body = _Body(stream, size, sent) if size else b""  # requests would send an empty stream in chunks
@@ -208,6 +212,7 @@ class RestClient:
         from requests import RequestException
 
         how.setdefault("timeout", (CONNECT_SECONDS, ANSWER_SECONDS))
+        how["verify"] = self._verify  # the session's own would yield to REQUESTS_CA_BUNDLE
         try:  # a redirection would turn POST into GET, and send a password elsewhere
             answer = self._session.request(method, address, allow_redirects=False, **how)
         except RequestException as error:
@@ -269,24 +274,22 @@ def _noted(name: str) -> str:
 def _verify(environ: Mapping[str, str]) -> bool | str:
     if environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("true", "1"):
         return False
-    named = ("MLFLOW_TRACKING_SERVER_CERT_PATH", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
-    return next((environ[name] for name in named if environ.get(name)), True)
+    return environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH") or True
 
 
 def _cause(error: BaseException) -> str:
     """The innermost words of a failure: those of the system, not of three libraries."""
-    inner: Any = error
-    while inner is not None:
+    inner: BaseException = error
+    while True:
         if isinstance(inner, OSError) and inner.strerror:
             return inner.strerror
         if "timed out" in str(inner):
             return "timed out"
-        reason = getattr(inner, "reason", None)
-        nested = [each for each in inner.args if isinstance(each, BaseException)]
-        inner = (
-            reason if isinstance(reason, BaseException) else next(iter(nested), inner.__cause__ or inner.__context__)
-        )
-    return str(error)
+        nested = [each for each in (getattr(inner, "reason", None), *inner.args) if isinstance(each, BaseException)]
+        below = next(iter(nested), inner.__cause__ or inner.__context__)
+        if below is None:
+            return str(inner)
+        inner = below
 
 
 def _refusal(answer: Response) -> TrackingError:

@@ -43,20 +43,19 @@ class Shipment:
             self._advance(size)
 
     def upload(self, client: TrackingClient, run: TrackedRun) -> None:
-        """Send them. Outputs of the same name and size are there: nothing changes them once a run is over."""
+        """Send them. What is there in the same size is left alone: nothing but the record changes after a run."""
         there = {} if self.fresh else {each.path: each.size for each in every_artifact(client, run)}
         for path, name, size in self.files:
-            if name.startswith("outputs/") and there.get(name) == size:
-                self._advance(size)
-                continue
             before = self.done
-            try:
-                client.upload(run, path, name, self._part)
-                self._count_sent(size)
-            except TrackingError as error:
-                if not error.rejected and error.status not in UNFIT_STATUS:
-                    raise
-                self.odd("artifact", f"{name} ({first_line(error)})")
+            if there.get(name) != size or name == "record.json":
+                try:
+                    client.upload(run, path, name, self._part)
+                    if there.get(name) != size:
+                        self._count_sent(size)
+                except TrackingError as error:
+                    if not error.rejected and error.status not in UNFIT_STATUS:
+                        raise
+                    self.odd("artifact", f"{name} ({first_line(error)})")
             self.done = before
             self._advance(size)
 
