@@ -17,7 +17,7 @@ from repro import tracking
 from repro.project import Project, cache_folder
 from repro.record import End
 from repro.tracking import Follower
-from tests.test_tracking import Run, artifacts, client, free_port, points, runs, server, sync, the, until
+from tests.test_tracking import Run, artifacts, client, free_port, points, runs, server, sqlite, sync, the, until
 
 pytestmark = pytest.mark.tracking
 INSIDE = Path(__file__).parents[1] / "src" / "repro" / "inside"
@@ -235,6 +235,23 @@ def test_syncing_from_scratch_doubles_nothing(project: Project, follower: Follow
     follower.sync(run.folder, other)
     (reply,) = follower.wait(60)
     assert (reply.ok, everything(run, other)) == (True, before)
+
+
+def test_comparing_finds_nothing_missing_and_repairs_what_is(project: Project, follower: Follower) -> None:
+    run = Run(project)
+    experiment(run, TREE)
+    experiment(run, FIT)
+    run.end()
+    assert sync(follower, run).ok
+    before = everything(run)
+    follower.sync(run.folder, verify=True)
+    (reply,) = follower.wait(60, run.folder)
+    assert (reply.ok, reply.repaired, everything(run)) == (True, (), before)
+    part = next(each for each in nested(run) if each.data.params.get("number") == "1")
+    sqlite(project.store, f"DELETE FROM metrics WHERE run_uuid = '{part.info.run_id}'")
+    follower.sync(run.folder, verify=True)
+    (reply,) = follower.wait(60, run.folder)
+    assert (reply.ok, reply.repaired, everything(run)) == (True, ("3 metrics",), before)
 
 
 def test_a_publisher_killed_at_any_moment_doubles_nothing(project: Project, follower: Follower) -> None:
@@ -457,6 +474,10 @@ def test_a_server_gets_all_of_it_without_an_import_of_mlflow(
         assert everything(run, uri) == expected
         run.folder.tracking.unlink()
         assert sync_to(follower, run, uri).ok
+        assert everything(run, uri) == expected
+        follower.sync(run.folder, uri, verify=True)
+        (reply,) = follower.wait(60, run.folder)
+        assert (reply.ok, reply.repaired) == (True, ())
         assert everything(run, uri) == expected
         (model,) = client(uri).search_logged_models([runs(uri)[0].info.experiment_id])
         assert predicted(uri, f"models:/{model.model_id}") == "[0 1]"

@@ -122,8 +122,8 @@ class TrackingClient(Protocol):
     def delete_run(self, run: str) -> None:
         """Mark a run as deleted."""
 
-    def artifacts(self, run: TrackedRun, path: str = "") -> list[Artifact]:
-        """What is in a folder of a run's artifacts."""
+    def artifacts(self, place: TrackedRun | TrackedModel, path: str = "") -> list[Artifact]:
+        """What is in a folder of a run's or a model's artifacts."""
 
     def upload(self, place: TrackedRun | TrackedModel, file: Path, name: str, sent: Callable[[int], None]) -> None:
         """Store a file as the artifact `name` of a run or a model; `sent` hears of each part's bytes."""
@@ -165,10 +165,10 @@ def batches(items: Iterable[Item], most: int) -> Iterator[list[Item]]:
         yield batch
 
 
-def every_artifact(client: TrackingClient, run: TrackedRun, path: str = "") -> Iterator[Any]:
-    """Every file among a run's artifacts below `path`."""
-    for entry in client.artifacts(run, path):
+def every_artifact(client: TrackingClient, place: TrackedRun | TrackedModel, path: str = "") -> Iterator[Any]:
+    """Every file among a run's or a model's artifacts below `path`."""
+    for entry in client.artifacts(place, path):
         if entry.folder:
-            yield from every_artifact(client, run, entry.path)
+            yield from every_artifact(client, place, entry.path)
         else:
             yield entry

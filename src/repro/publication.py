@@ -77,6 +77,12 @@ class Publication:
             self._end(record)
         return True
 
+    @property
+    def reached(self) -> object:
+        """How far it is: a value that differs when it is further."""
+        known, sent = self.state, dict(self.delivery.sent) if self.run else {}
+        return known.run, known.described, known.positions, known.ended, sent
+
     def _read(self) -> Record:
         try:
             found = self.folder.record.stat()
@@ -318,7 +324,7 @@ class Publication:
             if content is not None:
                 path = scratch / str(number)  # noqa: PLW2901 - what is sent in its place
                 path.write_bytes(content)
-            yield Item(path=path, name=there, place=place, final=name.startswith("outputs/"))
+            yield Item(path=path, name=there, place=place, edited=content is not None)
 
     # all over again ---------------------------------------------------------------------------------------------
 

@@ -89,6 +89,7 @@ class Task:
         self.shipping: Future[None] | None = None
         self.verified = order.action != "verify"
         self.failures = 0
+        self.reached: object = None  # by the publication, at the last failure
         self.next_try = 0.0
         self.give_up: float | None = None
 
@@ -177,6 +178,9 @@ class Task:
     def _failed(self, last: bool, reason: str, hints: tuple[str, ...]) -> Reply | None:
         """Try again later, but not for ever once the run is over."""
         now = time.monotonic()  # the failure may have taken its time
+        reached = self.publication.reached if self.publication else None
+        if reached != self.reached:  # it goes on, with failures in between
+            self.reached, self.failures, self.give_up = reached, 0, None
         self.failures += 1
         self.next_try = now + min(BACKOFF[0] * 2 ** (self.failures - 1), BACKOFF[1])
         if self.give_up is None and (last or self._over()):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,7 @@ UPLOAD_SECONDS, UPLOAD_RATE = 60.0, 1e6  # a server may write a whole file elsew
 MODELS = "logged-models"
 MODEL_WORDS = {"LOGGED_MODEL_PENDING": "PENDING", "LOGGED_MODEL_READY": "READY", "LOGGED_MODEL_UPLOAD_FAILED": "FAILED"}
 PAGE = 25_000  # points
+ESCAPED = re.compile("%[0-9a-fA-F]{2}")  # servers decode a path more than once
 SHOWN = 300  # characters of an answer that is none of MLflow's
 WORDS = {math.inf: "Infinity", -math.inf: "-Infinity"}  # for what JSON has no numbers
 
@@ -56,7 +58,7 @@ class RestClient:
         self._uri = uri.rstrip("/")
         self._session: Session = requests.Session()
         self._session.auth = _credentials(environ)
-        self._session.verify = _verify(environ)
+        self._verify = _verify(environ)
         self._session.cert = environ.get("MLFLOW_TRACKING_CLIENT_CERT_PATH")
         if workspace := environ.get("MLFLOW_WORKSPACE"):
             self._session.headers["X-MLFLOW-WORKSPACE"] = workspace
@@ -146,9 +148,13 @@ class RestClient:
         """Mark a run as deleted."""
         self._post("runs/delete", {"run_id": run})
 
-    def artifacts(self, run: TrackedRun, path: str = "") -> list[Artifact]:
-        """What is in a folder of a run's artifacts."""
-        answer = self._get("artifacts/list", run_id=run.id, **({"path": path} if path else {}))
+    def artifacts(self, place: TrackedRun | TrackedModel, path: str = "") -> list[Artifact]:
+        """What is in a folder of a run's or a model's artifacts."""
+        if isinstance(place, TrackedModel):
+            below = {"artifact_directory_path": path} if path else {}
+            answer = self._get(f"{MODELS}/{place.id}/artifacts/directories", **below)
+        else:
+            answer = self._get("artifacts/list", run_id=place.id, **({"path": path} if path else {}))
         return [
             Artifact(
                 path=entry["path"],
@@ -164,6 +170,8 @@ class RestClient:
         if proxy is None:
             self._with_sdk().upload(place, file, name, sent)
             return
+        if ESCAPED.search(name):
+            raise TrackingError("the server would take its name for another one", code="INVALID_PARAMETER_VALUE")
         with file.open("rb") as stream:
             size = os.fstat(stream.fileno()).st_size
             body = _Body(stream, size, sent) if size else b""  # requests would send an empty stream in chunks
@@ -255,6 +263,7 @@ class RestClient:
         from requests import RequestException
 
         how.setdefault("timeout", (CONNECT_SECONDS, ANSWER_SECONDS))
+        how["verify"] = self._verify  # the session's own would yield to REQUESTS_CA_BUNDLE
         try:  # a redirection would turn POST into GET, and send a password elsewhere
             answer = self._session.request(method, address, allow_redirects=False, **how)
         except RequestException as error:
@@ -316,24 +325,22 @@ def _noted(name: str) -> str:
 def _verify(environ: Mapping[str, str]) -> bool | str:
     if environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("true", "1"):
         return False
-    named = ("MLFLOW_TRACKING_SERVER_CERT_PATH", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
-    return next((environ[name] for name in named if environ.get(name)), True)
+    return environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH") or True
 
 
 def _cause(error: BaseException) -> str:
     """The innermost words of a failure: those of the system, not of three libraries."""
-    inner: Any = error
-    while inner is not None:
+    inner: BaseException = error
+    while True:
         if isinstance(inner, OSError) and inner.strerror:
             return inner.strerror
         if "timed out" in str(inner):
             return "timed out"
-        reason = getattr(inner, "reason", None)
-        nested = [each for each in inner.args if isinstance(each, BaseException)]
-        inner = (
-            reason if isinstance(reason, BaseException) else next(iter(nested), inner.__cause__ or inner.__context__)
-        )
-    return str(error)
+        nested = [each for each in (getattr(inner, "reason", None), *inner.args) if isinstance(each, BaseException)]
+        below = next(iter(nested), inner.__cause__ or inner.__context__)
+        if below is None:
+            return str(inner)
+        inner = below
 
 
 def _refusal(answer: Response) -> TrackingError:

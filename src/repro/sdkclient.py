@@ -129,10 +129,13 @@ class SdkClient:
         with _ours():
             self._client.delete_run(run)
 
-    def artifacts(self, run: TrackedRun, path: str = "") -> list[Artifact]:
-        """What is in a folder of a run's artifacts."""
+    def artifacts(self, place: TrackedRun | TrackedModel, path: str = "") -> list[Artifact]:
+        """What is in a folder of a run's or a model's artifacts."""
+        listed = self._client.list_artifacts
+        if isinstance(place, TrackedModel):
+            listed = self._client.list_logged_model_artifacts
         with _ours():
-            entries = self._client.list_artifacts(run.id, path or None)
+            entries = listed(place.id, path or None)
         return [Artifact(path=entry.path, folder=entry.is_dir, size=entry.file_size) for entry in entries]
 
     def upload(self, place: TrackedRun | TrackedModel, file: Path, name: str, sent: Callable[[int], None]) -> None:

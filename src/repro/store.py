@@ -20,6 +20,7 @@ from repro.project import cache_folder
 
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 SERVERS = ("http", "https", "databricks")
+BUSY_SECONDS = 5.0  # for which another program may hold a database
 
 
 def resolve_uri(configured: str | None, root: Path) -> str:
@@ -165,7 +166,7 @@ def _umask() -> int:
 
 
 def _execute(file: Path, statement: str, *values: str) -> list[tuple[str]]:
-    connection = sqlite3.connect(file, timeout=20)
+    connection = sqlite3.connect(file, timeout=BUSY_SECONDS)
     try:
         with connection:
             return connection.execute(statement, values).fetchall()

@@ -253,8 +253,9 @@ class Follower:
                 if say:
                     say(heard)
                 continue
-            self._waiting.discard(heard.folder)
-            replies.append(heard)
+            if heard.folder in self._waiting:  # else its last failure has been told
+                self._waiting.discard(heard.folder)
+                replies.append(heard)
         return replies
 
     def _line(self, until: float) -> bytes | None:

@@ -16,12 +16,15 @@ UNFIT_STATUS = (400, 404, 405, 413, 414, 422)  # a server's words for one file, 
 
 
 class Item(Value, frozen=True, kw_only=True):
-    """A file, the run or model of MLflow's that it belongs to, and its name there; `final`: nothing changes it now."""
+    """A file, the run or model of MLflow's that it belongs to, and its name there.
+
+    `edited`: it was made just now, in the place of one of the run's.
+    """
 
     path: Path
     name: str
     place: TrackedRun | TrackedModel
-    final: bool
+    edited: bool
 
 
 class Amount(Value, frozen=True, kw_only=True):
@@ -51,29 +54,30 @@ class Shipment:
         """Give the bytes a second name in the `folder` of each run or model, on this machine."""
         for item, size in self.files:
             target = folder(item.place)
-            if target and not _linked(item.path, target / item.name, size):
+            there = _equal if item.edited else _linked
+            if target and not there(item.path, target / item.name, size):
                 link(item.path, target / item.name)
                 self._count_sent(size)
             self._advance(size)
 
     def upload(self, client: TrackingClient) -> None:
-        """Send them. A final one of the same name and size is there."""
-        there: dict[str, dict[str, int | None]] = {}
+        """Send them. What is there in the same size is left alone: nothing but the record changes after a run."""
+        known: dict[str, dict[str, int | None]] = {}
         for item, size in self.files:
-            if item.place.id not in there:
-                known = [] if self.fresh or isinstance(item.place, TrackedModel) else every_artifact(client, item.place)
-                there[item.place.id] = {each.path: each.size for each in known}
-            if item.final and there[item.place.id].get(item.name) == size:
-                self._advance(size)
-                continue
+            if item.place.id not in known:
+                listed = () if self.fresh else every_artifact(client, item.place)
+                known[item.place.id] = {each.path: each.size for each in listed}
+            there = known[item.place.id].get(item.name)
             before = self.done
-            try:
-                client.upload(item.place, item.path, item.name, self._part)
-                self._count_sent(size)
-            except TrackingError as error:
-                if not error.rejected and error.status not in UNFIT_STATUS:
-                    raise
-                self.odd("artifact", f"{item.name} ({first_line(error)})")
+            if there != size or item.name == "record.json":
+                try:
+                    client.upload(item.place, item.path, item.name, self._part)
+                    if there != size:
+                        self._count_sent(size)
+                except TrackingError as error:
+                    if not error.rejected and error.status not in UNFIT_STATUS:
+                        raise
+                    self.odd("artifact", f"{item.name} ({first_line(error)})")
             self.done = before
             self._advance(size)
 
@@ -97,6 +101,13 @@ def _linked(source: Path, target: Path, size: int) -> bool:
         return False
     same = (found.st_dev, found.st_ino) == (ours.st_dev, ours.st_ino)
     return same or (found.st_dev != ours.st_dev and (found.st_size, found.st_mtime_ns) == (size, ours.st_mtime_ns))
+
+
+def _equal(source: Path, target: Path, size: int) -> bool:
+    try:
+        return target.stat(follow_symlinks=False).st_size == size and target.read_bytes() == source.read_bytes()
+    except FileNotFoundError:
+        return False
 
 
 def link(source: Path, target: Path) -> None:
