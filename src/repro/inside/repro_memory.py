@@ -37,7 +37,13 @@ class Memory:
         self.runs, self.models = {root: Run(root, start)}, {}
         self.read = {}  # bytes, by file
         self.lock = threading.RLock()
-        os.register_at_fork(before=self.lock.acquire, after_in_parent=self.lock.release, after_in_child=self._forked)
+        os.register_at_fork(before=self._hold, after_in_parent=self._let_go, after_in_child=self._forked)
+
+    def _hold(self):
+        self.lock.acquire()
+
+    def _let_go(self):
+        self.lock.release()
 
     def _forked(self):
         self.lock = threading.RLock()  # the thread that held the old one is not here to release it

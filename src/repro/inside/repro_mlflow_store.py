@@ -114,6 +114,8 @@ class Store:
     def _continue(self, tags, name):
         """The run that this container is."""
         own = {key: value for key, value in tags.items() if not HOSTS_OWN.match(key)}
+        if "mlflow.note.content" in tags:
+            own["note"] = tags["mlflow.note.content"]  # the description is the host's
         self._rename(name)
         self._write(*({"t": "tag", "k": key, "v": str(value)} for key, value in own.items()))
         return self.get_run(self.root)

@@ -151,10 +151,17 @@ class _Journal:
         self.lock = threading.Lock()
         self.file = None  # (process, descriptor): a forked child opens its own
         self.torn = False  # a full disk took a part of a line
-        os.register_at_fork(before=self.lock.acquire, after_in_parent=self.lock.release, after_in_child=self._forked)
+        if hasattr(os, "register_at_fork"):  # a fork while another thread writes would leave the lock with nobody
+            os.register_at_fork(before=self._hold, after_in_parent=self._let_go, after_in_child=self._forked)
+
+    def _hold(self):
+        self.lock.acquire()
+
+    def _let_go(self):
+        self.lock.release()
 
     def _forked(self):
-        self.lock = threading.Lock()  # the old one may be another thread's, which is not here
+        self.lock = threading.Lock()
 
     def append(self, events):
         """Write the events at once; False when there is no run to write for."""
