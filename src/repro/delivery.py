@@ -83,6 +83,7 @@ class Delivery:
         self.client, self.run, self.names, self.odd, self.keep = client, run, names, odd, keep
         self.repair = False
         self.sent: Counter[str] = Counter()
+        self.found = 0  # points that were there already
         self._params = dict(run.params)
         self._history: dict[str, set[tuple[int, int, float | str]]] | None = None
 
@@ -164,6 +165,7 @@ class Delivery:
             self._history[name] = {_identity(each) for each in there}
         identity = _identity(point)
         if identity in self._history[name]:
+            self.found += 1
             return False
         self._history[name].add(identity)
         return True

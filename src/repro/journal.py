@@ -132,7 +132,10 @@ class _Found:
             note = Note(key=str(event["k"]), value=_text(event["v"]))
             (self.params if event["t"] == "p" else self.tags).append(note)
         elif "t" not in event:
-            self.metrics += _friendly(event, number, started)
+            points = list(_friendly(event, number, started))
+            self.metrics += filter(None, points)
+            if None in points:
+                raise ValueError(event)
         else:
             raise ValueError(event)
 
@@ -151,13 +154,11 @@ def _object(line: bytes) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _friendly(event: dict[str, Any], number: int, started: int) -> Iterator[Metric]:
-    """{"step": 3, "loss": 0.5}: each numeric member is a metric."""
+def _friendly(event: dict[str, Any], number: int, started: int) -> Iterator[Metric | None]:
+    """{"step": 3, "loss": 0.5}: each numeric member is a metric; None is one at no step or time that there is."""
     for key, value in event.items():
-        if key not in ("step", "ts", "r"):
-            point = _metric(key, value, event.get("ts"), event.get("step", number), started)
-            if point:
-                yield point
+        if key not in ("step", "ts", "r") and _number(value) is not None:
+            yield _metric(key, value, event.get("ts"), event.get("step", number), started)
 
 
 def _metric(key: Any, value: Any, timestamp: Any, step: Any, started: int) -> Metric | None:

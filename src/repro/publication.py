@@ -80,7 +80,8 @@ class Publication:
     @property
     def reached(self) -> object:
         """How far it is: a value that differs when it is further."""
-        known, sent = self.state, dict(self.delivery.sent) if self.run else {}
+        known = self.state
+        sent = (dict(self.delivery.sent), self.delivery.found) if self.run else None
         return known.run, known.described, known.positions, known.ended, sent
 
     def _read(self) -> Record:

@@ -146,6 +146,8 @@ class Task:
         if not self.uri:  # MLflow would choose a store by itself
             raise Gone("tracking was off for this run")
         self._mind_outage(now)
+        if self.uri.startswith("http") and state(self.folder) is None:  # a run may be over before the first time-out
+            self._note_failure(f"the tracking server {self.uri} has not answered yet")
         store.prepare(self.uri)
         return Publication(self.folder, self.uri, connect(self.uri))
 

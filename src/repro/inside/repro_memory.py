@@ -60,7 +60,7 @@ class Memory:
         points = []
         for path in sorted(self.folder.glob("events-*.jsonl")):
             events = map(_event, path.read_bytes().split(b"\n"))
-            wanted = (event for event in events if event.get("t") == "m" and event.get("k") == key)
+            wanted = (event for event in events if (event.get("t"), event.get("k")) == ("m", key) and "v" in event)
             points += [_point(event) for event in wanted if event.get("r", self.root) == run]
         return sorted(points, key=lambda point: point[1:])
 
