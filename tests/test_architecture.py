@@ -24,7 +24,8 @@ ROWS = (
     "oci distribution explain floating probe resolve inventory sbom ledger",
     "data",
     "plan lease ending terminal pump keeping runner",
-    "journal store view tracking publication publisher keeper lookup sweep",
+    "story journal store view tracking client sdkclient restclient delivery nested upload faults publication publisher",
+    "keeper lookup sweep",
     "display",
     "ui findings enginecheck doctor pins housekeeping leftovers reaping pruning predecessor verification making",
     "imaging locking life",
@@ -41,7 +42,7 @@ DOORS = {
     "omegaconf": {"config"},
     "cyclonedx": {"sbom"},
     "packageurl": {"sbom"},
-    "mlflow": {"store", "publication", "publisher", "ui"},
+    "mlflow": {"store", "sdkclient", "publisher", "ui"},
 }
 
 LAZY = {"cyclonedx", "docker", "git", "hydra", "omegaconf", "mlflow", "rich", "pooch", "requests", "urllib3"}  # slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from repro import journal
-from repro.journal import Metric, Note, Position
+from repro.journal import Events, Metric, Note, Position
 from repro.project import Project
 from tests.test_tracking import Run
 
@@ -75,8 +76,11 @@ def test_what_cannot_be_read_is_passed_over_and_counted(line: str) -> None:
 
 
 def test_lines_of_nested_runs_are_set_apart() -> None:
-    events = parse('{"t":"m","r":"other","k":"a","v":1,"ts":1,"s":1}', '{"t":"m","r":"me","k":"a","v":1,"ts":1,"s":1}')
-    assert (len(events.metrics), events.nested) == (1, 1)
+    nested = "0" * 32
+    theirs = json.dumps({"t": "m", "r": nested, "k": "a", "v": 1, "ts": 1, "s": 1})
+    events = parse(theirs, '{"t":"tag","r":"me","k":"a","v":"b"}')
+    point = Metric(key="a", value=1, timestamp=1, step=1)
+    assert events == Events(tags=(Note(key="a", value="b"),), nested={nested: Events(metrics=(point,))})
 
 
 def read(path: Path, position: Position) -> tuple[journal.Events, Position]:

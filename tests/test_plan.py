@@ -96,6 +96,13 @@ def test_the_environment_keeps_runs_alike_and_extends_the_images() -> None:
     assert decided(env={"TZ": "Asia/Tokyo"}).container.env["TZ"] == "Asia/Tokyo"
 
 
+def test_mlflow_code_finds_our_store_unless_the_user_names_another() -> None:
+    assert decided().container.env["MLFLOW_TRACKING_URI"] == "repro://run"
+    theirs = decided(env={"MLFLOW_TRACKING_URI": "http://server:5000"}).container.env
+    assert theirs["MLFLOW_TRACKING_URI"] == "http://server:5000"
+    assert not {"MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID"} & set(theirs)  # that server would not know them
+
+
 def test_what_is_ours_in_the_environment_cannot_be_set_by_the_user() -> None:
     with pytest.raises(BadInputError, match="REPRO_RUN is set by repro"):
         decided(env={"REPRO_RUN": "x"})

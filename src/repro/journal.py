@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from repro import story
 from repro.experiment import Value
 from repro.record import RunFolder
 
@@ -19,13 +20,14 @@ BLOCK = 1 << 20  # bytes taken from a file at once, and the longest line that is
 INT64 = 1 << 63
 
 
-class Metric(Value, frozen=True, kw_only=True):
+class Metric(Value, frozen=True, kw_only=True, omit_defaults=True):
     """One logged point. `timestamp` is milliseconds since the epoch."""
 
     key: str
     value: float
     timestamp: int
     step: int
+    model_id: str = ""  # of the model that it was measured on
 
 
 class Note(Value, frozen=True, kw_only=True):
@@ -43,12 +45,13 @@ class Position(Value, frozen=True, kw_only=True):
 
 
 class Events(Value, frozen=True, kw_only=True):
-    """What some lines say. `nested` counts lines of nested runs, `unread` those that say nothing we know."""
+    """What some lines say. `nested` has those of nested runs by id, `unread` counts what says nothing we know."""
 
     metrics: tuple[Metric, ...] = ()
     params: tuple[Note, ...] = ()
     tags: tuple[Note, ...] = ()
-    nested: int = 0
+    nested: dict[str, Events] = msgspec.field(default_factory=dict)
+    parts: tuple[story.Part, ...] = ()
     unread: int = 0
 
 
@@ -88,28 +91,56 @@ def _block(path: Path, offset: int) -> bytes:
 
 def parse(lines: list[bytes], *, first: int, run: str, started: int) -> Events:
     """What the lines say; `first` is the number of the first of them in its file, the step of a line without one."""
-    metrics: list[Metric] = []
-    params: list[Note] = []
-    tags: list[Note] = []
-    nested = unread = 0
+    found: dict[str, _Found] = {story.ROOT: _Found()}
+    parts: list[story.Part] = []
+    unread = 0
     for number, line in enumerate(lines, first):
         event = _object(line)
         if event is None:
             unread += bool(line.strip())
-        elif event.get("r") not in (None, run):
-            nested += 1
-        elif event.get("t") == "m":
-            point = _metric(event.get("k"), event.get("v"), event.get("ts"), event.get("s", 0), started)
-            if point:
-                metrics.append(point)
-            unread += point is None
-        elif event.get("t") in ("p", "tag") and "k" in event and "v" in event:
-            (params if event["t"] == "p" else tags).append(Note(key=str(event["k"]), value=_text(event["v"])))
-        elif "t" not in event:
-            metrics += _friendly(event, number, started)
-        else:
+            continue
+        try:
+            part = story.part(event, run)
+            if part is None:
+                found.setdefault(story.run_id(event, run), _Found()).take(event, number, started)
+            else:
+                parts.append(part)
+        except (LookupError, TypeError, ValueError, OverflowError, AttributeError):
             unread += 1
-    return Events(metrics=tuple(metrics), params=tuple(params), tags=tuple(tags), nested=nested, unread=unread)
+    nested = {run: each.events() for run, each in found.items() if run != story.ROOT}
+    return msgspec.structs.replace(found[story.ROOT].events(), nested=nested, parts=tuple(parts), unread=unread)
+
+
+class _Found:
+    """What the lines of one run say."""
+
+    def __init__(self) -> None:
+        self.metrics: list[Metric] = []
+        self.params: list[Note] = []
+        self.tags: list[Note] = []
+
+    def take(self, event: dict[str, Any], number: int, started: int) -> None:
+        """One line's event; ValueError when it says nothing we know."""
+        if event.get("t") == "m":
+            point = _metric(event.get("k"), event.get("v"), event.get("ts"), event.get("s", 0), started)
+            if point is None:
+                raise ValueError(event)
+            model = event.get("m")
+            known = isinstance(model, str) and story.MODEL_ID.fullmatch(model)
+            self.metrics.append(msgspec.structs.replace(point, model_id=model) if known else point)
+        elif event.get("t") in ("p", "tag"):
+            note = Note(key=str(event["k"]), value=_text(event["v"]))
+            (self.params if event["t"] == "p" else self.tags).append(note)
+        elif "t" not in event:
+            points = list(_friendly(event, number, started))
+            self.metrics += filter(None, points)
+            if None in points:
+                raise ValueError(event)
+        else:
+            raise ValueError(event)
+
+    def events(self) -> Events:
+        return Events(metrics=tuple(self.metrics), params=tuple(self.params), tags=tuple(self.tags))
 
 
 def _object(line: bytes) -> dict[str, Any] | None:
@@ -123,13 +154,11 @@ def _object(line: bytes) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _friendly(event: dict[str, Any], number: int, started: int) -> Iterator[Metric]:
-    """{"step": 3, "loss": 0.5}: each numeric member is a metric."""
+def _friendly(event: dict[str, Any], number: int, started: int) -> Iterator[Metric | None]:
+    """{"step": 3, "loss": 0.5}: each numeric member is a metric; None is one at no step or time that there is."""
     for key, value in event.items():
-        if key not in ("step", "ts", "r"):
-            point = _metric(key, value, event.get("ts"), event.get("step", number), started)
-            if point:
-                yield point
+        if key not in ("step", "ts", "r") and _number(value) is not None:
+            yield _metric(key, value, event.get("ts"), event.get("step", number), started)
 
 
 def _metric(key: Any, value: Any, timestamp: Any, step: Any, started: int) -> Metric | None:

@@ -224,7 +224,9 @@ def container_env(experiment: Experiment, ingredients: Ingredients, circumstance
         "MPLCONFIGDIR": f"{HOME}/.config/matplotlib",
         "MPLBACKEND": "agg",
         "TF_CPP_MIN_LOG_LEVEL": "2",
+        "MLFLOW_TRACKING_URI": "repro://run",  # its store is `inside/repro_mlflow.py`
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        "GIT_PYTHON_REFRESH": "quiet",  # MLflow asks for git, which few images have
         "DO_NOT_TRACK": "1",
         "TINI_KILL_PROCESS_GROUP": "1",  # to Docker's init: a stop reaches what a shell script has started, too
     }

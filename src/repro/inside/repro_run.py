@@ -149,8 +149,19 @@ class _Journal:
     def __init__(self):
         self.calls = 0
         self.lock = threading.Lock()
-        self.torn = False  # a full disk took a part of the last lines
         self.file = None  # (process, descriptor): a forked child opens its own
+        self.torn = False  # a full disk took a part of a line
+        if hasattr(os, "register_at_fork"):  # a fork while another thread writes would leave the lock with nobody
+            os.register_at_fork(before=self._hold, after_in_parent=self._let_go, after_in_child=self._forked)
+
+    def _hold(self):
+        self.lock.acquire()
+
+    def _let_go(self):
+        self.lock.release()
+
+    def _forked(self):
+        self.lock = threading.Lock()
 
     def append(self, events):
         """Write the events at once; False when there is no run to write for."""
@@ -159,12 +170,11 @@ class _Journal:
             return False
         lines = "".join(json.dumps(event) + "\n" for event in events).encode()
         with self.lock:
+            lines = b"\n" + lines if self.torn else lines
             if self.file is None or self.file[0] != os.getpid():
                 path = Path(folder, f"events-{os.getpid()}-{os.urandom(4).hex()}.jsonl")
                 flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_CLOEXEC", 0)
                 self.file = os.getpid(), os.open(str(path), flags, 0o644)
-            if self.torn:
-                lines = b"\n" + lines
             self.torn = True
             while lines:  # a pipe or a full disk may take a part
                 lines = lines[os.write(self.file[1], lines) :]
