@@ -161,8 +161,8 @@ def page(base: str, experiment_id: str, run: str = "") -> str:
 class Follower:
     """The parent's end of a publisher: it takes orders at any time, and never raises for what MLflow does."""
 
-    def __init__(self, process: subprocess.Popen[bytes], log: Path | None) -> None:
-        self.process, self.log = process, log
+    def __init__(self, process: subprocess.Popen[bytes], log: Path | None, *, quick: bool = False) -> None:
+        self.process, self.log, self.quick = process, log, quick
         self._buffer = b""
         self._waiting: set[str] = set()  # paths of folders
         self._ready = False
@@ -187,7 +187,7 @@ class Follower:
                 cwd=log.parent if log else "/",  # never where a file of the user's could pass for a module
                 start_new_session=True,  # Ctrl-C is meant for the run; the publisher records how it ended
             )
-        return cls(process, log)
+        return cls(process, log, quick=uri.startswith("http"))  # a server needs no import of mlflow
 
     def follow(self, folder: RunFolder, uri: str | None = None) -> None:
         """Show this run in MLflow, from now until its record says that it ended."""
@@ -217,7 +217,7 @@ class Follower:
         """
         if seconds is None:
             heard = self._wait(0.0, folder, say)
-            heard += self._wait(CATCH_UP_SECONDS if self._ready else 0.0, folder, say)
+            heard += self._wait(CATCH_UP_SECONDS if self._ready or self.quick else 0.0, folder, say)
         else:
             heard = self._wait(seconds, folder, say)
         return heard + self._stuck(folder)
