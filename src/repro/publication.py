@@ -225,10 +225,6 @@ class Publication:
             events, then = journal.read(path, position, run=record.planned.run, started=_began(record))
             if then == position:
                 continue
-            if position.bytes >= self._doubtful.get(path.name, 0):
-                self._doubtful.pop(path.name, None)
-                if not self._doubtful:
-                    self.delivery.trust()
             self._ingest(events, path.name, then)
             moved = True
         if moved:
@@ -242,6 +238,15 @@ class Publication:
         """All that is in the journal now may have been sent: an answer was lost, or whoever sent it died."""
         self._doubtful = {path.name: _size(path) for path in journal.files(self.folder.journal)}
         self.delivery.doubt()
+        self._trust()
+
+    def _trust(self) -> None:
+        """Where nothing doubtful is left, MLflow need not be asked what it has."""
+        known = self.state.positions
+        left = {name: end for name, end in self._doubtful.items() if known.get(name, Position()).bytes < end}
+        if not left:
+            self.delivery.trust()
+        self._doubtful = left
 
     def _ingest(self, events: Events, name: str, then: Position) -> None:
         before = self.state
@@ -256,6 +261,7 @@ class Publication:
             nested=self.state.nested + events.nested,
             unread=self.state.unread + events.unread,
         )
+        self._trust()
 
     def _deliver(self, events: Events) -> None:
         refused = sorted({tag.key for tag in events.tags if not view.settable(view.key(tag.key))})

@@ -29,7 +29,7 @@ from repro.errors import ReproError
 from repro.faults import explain
 from repro.publication import NO_RUN, Publication, save
 from repro.record import RunFolder
-from repro.tracking import Order, Progress, Ready, Reply, State, state
+from repro.tracking import UNANSWERED, Order, Progress, Ready, Reply, State, state
 from repro.upload import Amount
 
 POLL = 0.2  # seconds
@@ -149,7 +149,7 @@ class Task:
             raise Gone("tracking was off for this run")
         self._mind_outage(now)
         if self.uri.startswith("http") and state(self.folder) is None:  # a run may be over before the first time-out
-            self._note_failure(f"the tracking server {self.uri} has not answered yet")
+            self._note_failure(f"the tracking server {self.uri} {UNANSWERED}")
         store.prepare(self.uri)
         return Publication(self.folder, self.uri, connect(self.uri))
 

@@ -29,6 +29,7 @@ from repro.record import Planned, RunFolder
 CATCH_UP_SECONDS = 2.0
 SYNC_SECONDS = 3600.0  # a large upload takes its time
 LOG_LIMIT = 1 << 20  # bytes
+UNANSWERED = "has not answered yet"
 
 
 class State(Value, frozen=True, kw_only=True):
@@ -220,14 +221,14 @@ class Follower:
             heard += self._wait(CATCH_UP_SECONDS if self._ready or self.quick else 0.0, folder, say)
         else:
             heard = self._wait(seconds, folder, say)
-        return heard + self._stuck(folder)
+        return heard + self._stuck(folder, waited=seconds != 0.0)
 
-    def _stuck(self, folder: RunFolder | None) -> list[Reply]:
+    def _stuck(self, folder: RunFolder | None, *, waited: bool) -> list[Reply]:
         """What its last failure says of each run (or the one) that nothing was heard of."""
         replies = []
         for path in [_path(folder)] if folder else sorted(self._waiting):
             known = state(RunFolder(Path(path))) if path in self._waiting else None
-            if known and known.failure:
+            if known and known.failure and (waited or not known.failure.endswith(UNANSWERED)):
                 self._waiting.discard(path)
                 replies.append(_reply(RunFolder(Path(path)), known.failure))
         return replies
