@@ -233,10 +233,6 @@ class Publication:
             if self.nested.lacks(events) and not self._stalled:
                 waiting = True
                 continue
-            if position.bytes >= self._doubtful.get(path.name, 0):
-                self._doubtful.pop(path.name, None)
-                if not self._doubtful:
-                    self.nested.trust()
             self._ingest(events, path.name, then)
             moved = True
         self._stalled = waiting and not moved  # twice: no other file will say more of it
@@ -251,6 +247,15 @@ class Publication:
         """All that is in the journal now may have been sent: an answer was lost, or whoever sent it died."""
         self._doubtful = {path.name: _size(path) for path in journal.files(self.folder.journal)}
         self.nested.doubt()
+        self._trust()
+
+    def _trust(self) -> None:
+        """Where nothing doubtful is left, MLflow need not be asked what it has."""
+        known = self.state.positions
+        left = {name: end for name, end in self._doubtful.items() if known.get(name, Position()).bytes < end}
+        if not left:
+            self.nested.trust()
+        self._doubtful = left
 
     def _ingest(self, events: Events, name: str, then: Position) -> None:
         before = self.state
@@ -265,6 +270,7 @@ class Publication:
             below=dict(self.nested.known),
             unread=self.state.unread + events.unread + lost,
         )
+        self._trust()
 
     def _deliver(self, events: Events) -> None:
         refused = sorted({tag.key for tag in events.tags if not view.settable(view.key(tag.key))})
