@@ -141,9 +141,9 @@ def test_a_publisher_killed_in_the_middle_of_a_batch_doubles_nothing(
 
     door.fault = fault
     killed.follow(run.folder)
-    for step in range(0, 6000, 100):
-        run.log(step, 100)
-        time.sleep(0.02)
+    run.log(0, 1000)
+    until(lambda: batches)
+    run.log(1000, 5000)  # some of it before the fourth batch, some after it
     until(lambda: killed.process.poll() is not None, 60)
     killed.close()
     run.log(6000, 1000)

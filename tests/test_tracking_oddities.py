@@ -150,9 +150,12 @@ def test_a_flood_arrives_whole(project: Project, follower: Follower, uri: str) -
     for first in range(0, 50_000, 1000):
         run.log(first, 1000)
     size = (run.folder.journal / "events-1.jsonl").stat().st_size
-    until(
-        lambda: (known := tracking.state(run.folder)) and [at.bytes for at in known.positions.values()] == [size], 120
-    )
+
+    def sent() -> bool:
+        known = tracking.state(run.folder)
+        return known is not None and [position.bytes for position in known.positions.values()] == [size]
+
+    until(sent, 120)
     assert len(points(run)) == 50_000
     run.end()
     (reply,) = follower.wait(60, run.folder)

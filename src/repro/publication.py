@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import tempfile
 import time
@@ -25,7 +24,7 @@ from repro.nested import Nested, Place
 from repro.project import ignored_folder
 from repro.record import Record, RunFolder, write_atomic
 from repro.tracking import State, state
-from repro.upload import Amount, Item, Shipment
+from repro.upload import Amount, Item, Shipment, artifacts
 
 SAVE_SECONDS = 2.0  # points sent since the last save are looked for in MLflow after a crash
 TURN_SECONDS = 2.0  # of one run, after its end, before the others have theirs
@@ -233,10 +232,6 @@ class Publication:
             if self.nested.lacks(events) and not self._stalled:
                 waiting = True
                 continue
-            if position.bytes >= self._doubtful.get(path.name, 0):
-                self._doubtful.pop(path.name, None)
-                if not self._doubtful:
-                    self.nested.trust()
             self._ingest(events, path.name, then)
             moved = True
         self._stalled = waiting and not moved  # twice: no other file will say more of it
@@ -251,6 +246,15 @@ class Publication:
         """All that is in the journal now may have been sent: an answer was lost, or whoever sent it died."""
         self._doubtful = {path.name: _size(path) for path in journal.files(self.folder.journal)}
         self.nested.doubt()
+        self._trust()
+
+    def _trust(self) -> None:
+        """Where nothing doubtful is left, MLflow need not be asked what it has."""
+        known = self.state.positions
+        left = {name: end for name, end in self._doubtful.items() if known.get(name, Position()).bytes < end}
+        if not left:
+            self.nested.trust()
+        self._doubtful = left
 
     def _ingest(self, events: Events, name: str, then: Position) -> None:
         before = self.state
@@ -265,6 +269,7 @@ class Publication:
             below=dict(self.nested.known),
             unread=self.state.unread + events.unread + lost,
         )
+        self._trust()
 
     def _deliver(self, events: Events) -> None:
         refused = sorted({tag.key for tag in events.tags if not view.settable(view.key(tag.key))})
@@ -403,19 +408,6 @@ class Publication:
 def save(folder: RunFolder, known: State) -> None:
     """Write the tracking.json of a run."""
     write_atomic(folder.tracking, msgspec.json.format(msgspec.json.encode(known), indent=2) + b"\n")
-
-
-def artifacts(folder: RunFolder) -> Iterator[tuple[Path, str]]:
-    """The files of a run that MLflow shows, with their names there. No links: the container made the outputs."""
-    for path in (folder.config_yaml, folder.record, folder.diff):
-        if path.is_file():
-            yield path, path.name
-    for top in (folder.logs, folder.path / "inputs", folder.outputs):
-        for parent, _folders, names in os.walk(top):
-            for name in sorted(names):
-                path = Path(parent) / name
-                if path.is_file() and not path.is_symlink():
-                    yield path, path.relative_to(folder.path).as_posix()
 
 
 def _here(uri: str) -> bool:

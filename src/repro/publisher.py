@@ -29,7 +29,7 @@ from repro.errors import ReproError
 from repro.faults import explain
 from repro.publication import NO_RUN, Publication, save
 from repro.record import RunFolder
-from repro.tracking import Order, Progress, Ready, Reply, State, state
+from repro.tracking import UNANSWERED, Order, Progress, Ready, Reply, State, state
 from repro.upload import Amount
 
 POLL = 0.2  # seconds
@@ -105,7 +105,9 @@ class Task:
         except Timeout:
             busy = "another process is bringing it there right now"
             # of a run that goes on, that is the command which runs it: all is well
-            return self._reply(ok=True, reason=busy) if last and not self._over() else self._failed(last, busy, ())
+            if last and not self._over():
+                return self._reply(ok=True, reason=busy)
+            return self._failed(last, busy, (), grace=2 * GRACE)  # it gives up before, or is done
         except Exception as error:  # noqa: BLE001 - MLflow raises of everything, and no other run must end for it
             log.info("%s: %s: %s", self.run, type(error).__name__, error)
             reason, hints = explain(error, self.uri)
@@ -147,7 +149,7 @@ class Task:
             raise Gone("tracking was off for this run")
         self._mind_outage(now)
         if self.uri.startswith("http") and state(self.folder) is None:  # a run may be over before the first time-out
-            self._note_failure(f"the tracking server {self.uri} has not answered yet")
+            self._note_failure(f"the tracking server {self.uri} {UNANSWERED}")
         store.prepare(self.uri)
         return Publication(self.folder, self.uri, connect(self.uri))
 
@@ -177,7 +179,7 @@ class Task:
         with contextlib.suppress(OSError):
             save(self.folder, known)
 
-    def _failed(self, last: bool, reason: str, hints: tuple[str, ...]) -> Reply | None:
+    def _failed(self, last: bool, reason: str, hints: tuple[str, ...], grace: float = 0.0) -> Reply | None:
         """Try again later, but not for ever once the run is over."""
         now = time.monotonic()  # the failure may have taken its time
         reached = self.publication.reached if self.publication else None
@@ -186,7 +188,7 @@ class Task:
         self.failures += 1
         self.next_try = now + min(BACKOFF[0] * 2 ** (self.failures - 1), BACKOFF[1])
         if self.give_up is None and (last or self._over()):
-            self.give_up = now + (GRACE if self.order.action == "follow" else 0.0)
+            self.give_up = now + (GRACE if self.order.action == "follow" else grace)
         if self.give_up is None or now < self.give_up:
             return None
         return self._reply(ok=False, reason=reason, hints=hints)

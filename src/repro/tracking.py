@@ -30,6 +30,7 @@ from repro.story import Child
 CATCH_UP_SECONDS = 2.0
 SYNC_SECONDS = 3600.0  # a large upload takes its time
 LOG_LIMIT = 1 << 20  # bytes
+UNANSWERED = "has not answered yet"
 
 
 class State(Value, frozen=True, kw_only=True):
@@ -162,8 +163,8 @@ def page(base: str, experiment_id: str, run: str = "") -> str:
 class Follower:
     """The parent's end of a publisher: it takes orders at any time, and never raises for what MLflow does."""
 
-    def __init__(self, process: subprocess.Popen[bytes], log: Path | None) -> None:
-        self.process, self.log = process, log
+    def __init__(self, process: subprocess.Popen[bytes], log: Path | None, *, quick: bool = False) -> None:
+        self.process, self.log, self.quick = process, log, quick
         self._buffer = b""
         self._waiting: set[str] = set()  # paths of folders
         self._ready = False
@@ -188,7 +189,7 @@ class Follower:
                 cwd=log.parent if log else "/",  # never where a file of the user's could pass for a module
                 start_new_session=True,  # Ctrl-C is meant for the run; the publisher records how it ended
             )
-        return cls(process, log)
+        return cls(process, log, quick=uri.startswith("http"))  # a server needs no import of mlflow
 
     def follow(self, folder: RunFolder, uri: str | None = None) -> None:
         """Show this run in MLflow, from now until its record says that it ended."""
@@ -218,17 +219,17 @@ class Follower:
         """
         if seconds is None:
             heard = self._wait(0.0, folder, say)
-            heard += self._wait(CATCH_UP_SECONDS if self._ready else 0.0, folder, say)
+            heard += self._wait(CATCH_UP_SECONDS if self._ready or self.quick else 0.0, folder, say)
         else:
             heard = self._wait(seconds, folder, say)
-        return heard + self._stuck(folder)
+        return heard + self._stuck(folder, waited=seconds != 0.0)
 
-    def _stuck(self, folder: RunFolder | None) -> list[Reply]:
+    def _stuck(self, folder: RunFolder | None, *, waited: bool) -> list[Reply]:
         """What its last failure says of each run (or the one) that nothing was heard of."""
         replies = []
         for path in [_path(folder)] if folder else sorted(self._waiting):
             known = state(RunFolder(Path(path))) if path in self._waiting else None
-            if known and known.failure:
+            if known and known.failure and (waited or not known.failure.endswith(UNANSWERED)):
                 self._waiting.discard(path)
                 replies.append(_reply(RunFolder(Path(path)), known.failure))
         return replies
