@@ -99,6 +99,7 @@ WHOLE = f"mlflow=={NEWEST}\ntensorflow-cpu==2.21.0\ntensorboard\nsetuptools<81\n
 TRAIN = """
 import numpy, tensorflow
 mlflow.tensorflow.autolog()
+tensorflow.random.set_seed(1)  # a deterministic run wants one
 x = numpy.linspace(0, 1, 64, dtype="float32").reshape(-1, 1)
 with mlflow.start_run(nested=True, run_name="keras"):
     layers = tensorflow.keras.layers

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -21,6 +22,7 @@ from repro.tracking import Follower
 from tests.test_tracking import Run, artifacts, client, free_port, points, runs, server, sqlite, sync, the, until
 
 pytestmark = pytest.mark.tracking
+Logged = Callable[[Run, str], None]
 INSIDE = Path(__file__).parents[1] / "src" / "repro" / "inside"
 
 
@@ -68,6 +70,22 @@ def experiment(run: Run, code: str, python: str = sys.executable) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.fixture(scope="session")
+def logged(tmp_path_factory: pytest.TempPathFactory) -> Logged:
+    """Let a run look as after an experiment; each experiment takes place once, since importing MLflow takes seconds."""
+    made: dict[str, Run] = {}
+
+    def copy(run: Run, code: str) -> None:
+        if code not in made:
+            made[code] = Run(Project(tmp_path_factory.mktemp("logged")), run.id)
+            experiment(made[code], code)
+        for name in ("journal", "outputs"):
+            source, target = made[code].folder.path / name, run.folder.path / name
+            shutil.copytree(source, target, symlinks=True, dirs_exist_ok=True, ignore=lambda *_: ["passwd"])
+
+    return copy
+
+
 def nested(run: Run) -> list[Any]:
     """Every run of MLflow's but the run's own, oldest first."""
     own = the(run).info.run_id
@@ -86,9 +104,9 @@ with mlflow.start_run() as run:
 """
 
 
-def test_autolog_with_a_model_and_a_dataset_is_all_there(project: Project, follower: Follower) -> None:
+def test_autolog_with_a_model_and_a_dataset_is_all_there(project: Project, follower: Follower, logged: Logged) -> None:
     run = Run(project)
-    experiment(run, FIT)
+    logged(run, FIT)
     run.end()
     assert sync(follower, run).remarks == ()
     shown = the(run)
@@ -166,9 +184,11 @@ TREE_SHOWN = {
 }
 
 
-def test_nested_runs_are_below_the_run_with_their_own_ends(project: Project, follower: Follower) -> None:
+def test_nested_runs_are_below_the_run_with_their_own_ends(
+    project: Project, follower: Follower, logged: Logged
+) -> None:
     run = Run(project)
-    experiment(run, TREE)
+    logged(run, TREE)
     assert sync(follower, run).ok  # live
     assert the(run).info.status == "RUNNING"
     assert {each.info.run_name: each.info.status for each in nested(run)}["open"] == "RUNNING"
@@ -189,9 +209,11 @@ def test_nested_runs_are_below_the_run_with_their_own_ends(project: Project, fol
     assert [step for step, _value, _when in points(run, "loss")] == [1]
 
 
-def test_artifacts_are_where_mlflow_code_put_them_and_no_second_copy(project: Project, follower: Follower) -> None:
+def test_artifacts_are_where_mlflow_code_put_them_and_no_second_copy(
+    project: Project, follower: Follower, logged: Logged
+) -> None:
     run = Run(project)
-    experiment(run, TREE)
+    logged(run, TREE)
     run.end()
     assert sync(follower, run).ok
     shown = artifacts(run)
@@ -223,10 +245,10 @@ def everything(run: Run, uri: str | None = None) -> list[Any]:
     return [sorted(found, key=str), sorted(models, key=str)]
 
 
-def test_syncing_from_scratch_doubles_nothing(project: Project, follower: Follower) -> None:
+def test_syncing_from_scratch_doubles_nothing(project: Project, follower: Follower, logged: Logged) -> None:
     run = Run(project)
-    experiment(run, TREE)
-    experiment(run, FIT)
+    logged(run, TREE)
+    logged(run, FIT)
     run.end()
     assert sync(follower, run).ok
     before = everything(run)
@@ -239,10 +261,12 @@ def test_syncing_from_scratch_doubles_nothing(project: Project, follower: Follow
     assert (reply.ok, everything(run, other)) == (True, before)
 
 
-def test_comparing_finds_nothing_missing_and_repairs_what_is(project: Project, follower: Follower) -> None:
+def test_comparing_finds_nothing_missing_and_repairs_what_is(
+    project: Project, follower: Follower, logged: Logged
+) -> None:
     run = Run(project)
-    experiment(run, TREE)
-    experiment(run, FIT)
+    logged(run, TREE)
+    logged(run, FIT)
     run.end()
     assert sync(follower, run).ok
     before = everything(run)
@@ -256,13 +280,13 @@ def test_comparing_finds_nothing_missing_and_repairs_what_is(project: Project, f
     assert (reply.ok, reply.repaired, everything(run)) == (True, ("3 metrics",), before)
 
 
-def test_a_publisher_killed_at_any_moment_doubles_nothing(project: Project, follower: Follower) -> None:
+def test_a_publisher_killed_at_any_moment_doubles_nothing(project: Project, follower: Follower, logged: Logged) -> None:
     """It leaves half of a block in MLflow, and an old tracking.json: as after kill -9."""
     run = Run(project)
-    experiment(run, TREE)
+    logged(run, TREE)
     assert sync(follower, run).ok
     noted = run.folder.tracking.read_bytes()
-    experiment(run, FIT)
+    logged(run, FIT)
     run.end()
     assert sync(follower, run).ok
     before = everything(run)
@@ -271,9 +295,9 @@ def test_a_publisher_killed_at_any_moment_doubles_nothing(project: Project, foll
     assert everything(run) == before
 
 
-def test_a_nested_run_that_somebody_deleted_stays_deleted(project: Project, follower: Follower) -> None:
+def test_a_nested_run_that_somebody_deleted_stays_deleted(project: Project, follower: Follower, logged: Logged) -> None:
     run = Run(project)
-    experiment(run, TREE)
+    logged(run, TREE)
     run.end()
     assert sync(follower, run).ok
     client(run.uri).delete_run(nested(run)[0].info.run_id)
@@ -461,13 +485,13 @@ def test_two_hundred_calls_cost_little(project: Project) -> None:
 
 
 def test_a_server_gets_all_of_it_without_an_import_of_mlflow(
-    project: Project, follower: Follower, tmp_path: Path
+    project: Project, follower: Follower, tmp_path: Path, logged: Logged
 ) -> None:
     port = free_port()
     uri = f"http://localhost:{port}"
     run = Run(project)
-    experiment(run, TREE)
-    experiment(run, FIT)
+    logged(run, TREE)
+    logged(run, FIT)
     run.end()
     assert sync(follower, run).ok
     expected = everything(run)
@@ -528,11 +552,11 @@ print(json.dumps({
 
 
 @pytest.mark.slow
-def test_the_oldest_mlflow_on_the_host_gets_all_of_it(project: Project) -> None:
+def test_the_oldest_mlflow_on_the_host_gets_all_of_it(project: Project, logged: Logged) -> None:
     python = venv("mlflow-3.5.0", *OLDEST, "filelock", "msgspec", "platformdirs", "pyyaml", "requests")
     run = Run(project)
-    experiment(run, TREE)
-    experiment(run, FIT)
+    logged(run, TREE)
+    logged(run, FIT)
     run.end()
     uri = f"sqlite:///{project.root}/mlflow.db"
     source = str(Path(tracking.__file__).parents[1])

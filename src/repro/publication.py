@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import tempfile
 import time
@@ -25,7 +24,7 @@ from repro.nested import Nested, Place
 from repro.project import ignored_folder
 from repro.record import Record, RunFolder, write_atomic
 from repro.tracking import State, state
-from repro.upload import Amount, Item, Shipment
+from repro.upload import Amount, Item, Shipment, artifacts
 
 SAVE_SECONDS = 2.0  # points sent since the last save are looked for in MLflow after a crash
 TURN_SECONDS = 2.0  # of one run, after its end, before the others have theirs
@@ -409,19 +408,6 @@ class Publication:
 def save(folder: RunFolder, known: State) -> None:
     """Write the tracking.json of a run."""
     write_atomic(folder.tracking, msgspec.json.format(msgspec.json.encode(known), indent=2) + b"\n")
-
-
-def artifacts(folder: RunFolder) -> Iterator[tuple[Path, str]]:
-    """The files of a run that MLflow shows, with their names there. No links: the container made the outputs."""
-    for path in (folder.config_yaml, folder.record, folder.diff):
-        if path.is_file():
-            yield path, path.name
-    for top in (folder.logs, folder.path / "inputs", folder.outputs):
-        for parent, _folders, names in os.walk(top):
-            for name in sorted(names):
-                path = Path(parent) / name
-                if path.is_file() and not path.is_symlink():
-                    yield path, path.relative_to(folder.path).as_posix()
 
 
 def _here(uri: str) -> bool:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from repro.client import TrackedModel, TrackedRun, TrackingClient, TrackingError, every_artifact
 from repro.delivery import first_line
 from repro.experiment import Value
+from repro.record import RunFolder
 
 UNFIT_STATUS = (400, 404, 405, 413, 414, 422)  # a server's words for one file, not for all
 
@@ -91,6 +92,19 @@ class Shipment:
 
     def _count_sent(self, size: int) -> None:
         self.sent = Amount(files=self.sent.files + 1, bytes=self.sent.bytes + size)
+
+
+def artifacts(folder: RunFolder) -> Iterator[tuple[Path, str]]:
+    """The files of a run that MLflow shows, with their names there. No links: the container made the outputs."""
+    for path in (folder.config_yaml, folder.record, folder.diff):
+        if path.is_file():
+            yield path, path.name
+    for top in (folder.logs, folder.path / "inputs", folder.outputs):
+        for parent, _folders, names in os.walk(top):
+            for name in sorted(names):
+                path = Path(parent) / name
+                if path.is_file() and not path.is_symlink():
+                    yield path, path.relative_to(folder.path).as_posix()
 
 
 def _linked(source: Path, target: Path, size: int) -> bool:
