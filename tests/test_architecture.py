@@ -13,7 +13,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "repro"
 
 # A module imports only from the rows above its own, and from what stands left of it.
 ROWS = (
-    "errors experiment project guard record manifest",
+    "errors experiment project guard record printable manifest",
     "config",
     "repository lfs checkout source report",
     "causes sameness",
@@ -21,7 +21,7 @@ ROWS = (
     "base pylock spec assembly inputs image lockfile",
     "oci distribution explain floating probe resolve inventory sbom ledger",
     "data",
-    "plan terminal pump runner",
+    "ownership plan terminal pump nvidia resources quota runner",
     "journal store view tracking publication publisher",
     "display",
     "ui findings enginecheck doctor pins housekeeping leftovers pruning predecessor verification making",
@@ -39,10 +39,13 @@ DOORS = {
     "omegaconf": {"config"},
     "cyclonedx": {"sbom"},
     "packageurl": {"sbom"},
+    "pathspec": {"manifest"},
+    "pynvml": {"nvidia"},
     "mlflow": {"store", "publication", "publisher", "ui"},
 }
 
 LAZY = {"cyclonedx", "docker", "git", "hydra", "omegaconf", "mlflow", "rich", "pooch", "requests", "urllib3"}  # slow
+LAZY |= {"pathspec", "pynvml"}
 
 MODULE_LINES = 450
 FUNCTION_LINES = 60  # without the docstring

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from repro.experiment import Value
-from repro.record import RunFolder
+from repro.record import RunFolder, shown
 
 BLOCK = 1 << 20  # bytes taken from a file at once, and the longest line that is understood
 INT64 = 1 << 63
@@ -54,7 +54,13 @@ class Events(Value, frozen=True, kw_only=True):
 
 def files(folder: Path) -> list[Path]:
     """The journal's files, each with one writer; the container could have put anything else there."""
-    return sorted(path for path in folder.glob("events-*.jsonl") if not path.is_symlink())
+    found = (path for path in folder.glob("events-*.jsonl") if not path.is_symlink())
+    return sorted(path for path in found if shown(path.name) == path.name)
+
+
+def sources(folder: RunFolder) -> list[Path]:
+    """All that is said of a run: the experiment's journal, and what the host saw it use."""
+    return [*files(folder.journal), *([folder.resources] if folder.resources.is_file() else [])]
 
 
 def read(path: Path, position: Position, *, run: str, started: int) -> tuple[Events, Position]:

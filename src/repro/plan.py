@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from repro import __version__
+from repro import __version__, manifest, ownership
 from repro.answers import EngineFacts
 from repro.engine import ContainerSpec, Mount
 from repro.errors import BadInputError
@@ -71,8 +71,9 @@ def decide(experiment: Experiment, ingredients: Ingredients, circumstances: Circ
     """Decide everything about a run.
 
     Raises:
-        BadInputError: `gpus` or `env` says what cannot be.
+        BadInputError: `gpus`, `env` or `outputs.ignore` says what cannot be.
     """
+    manifest.matcher(experiment.outputs.ignore)
     gpus, cpu_fallback = gpu_request(experiment.gpus)
     env = container_env(experiment, ingredients, circumstances)
     folder = RunFolder(Path(circumstances.folder))
@@ -92,7 +93,9 @@ def decide(experiment: Experiment, ingredients: Ingredients, circumstances: Circ
         data=ingredients.data,
         host=_host(ingredients.engine, circumstances.user),
         # where the engine runs as the caller, its root is the caller, and any other user cannot write their files
-        user="0:0" if ingredients.engine.rootless else f"{circumstances.uid}:{circumstances.gid}",
+        user="0:0"
+        if ingredients.engine.rootless or experiment.user == "root"
+        else f"{circumstances.uid}:{circumstances.gid}",
         env=env,
         gpus_asked=gpus_text(gpus) + (" or none" if cpu_fallback else ""),
         network=experiment.network,
@@ -243,4 +246,5 @@ def _container(
         memory=limits.memory,
         shm=limits.shm,
         pids=limits.pids,
+        capabilities=ownership.ROOT_CAPABILITIES if experiment.user == "root" else (),
     )

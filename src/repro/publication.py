@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 
 import msgspec
 
-from repro import journal, ledger, store, view
+from repro import journal, ledger, manifest, store, view
 from repro.errors import ReproError
 from repro.journal import Events, Position
 from repro.project import ignored_folder
@@ -195,7 +195,7 @@ class Publication:
         """Send the next block of each journal file; False when there was nothing new."""
         started = _ms(record.started.at if record.started else record.planned.created)
         moved = False
-        for path in journal.files(self.folder.journal):
+        for path in journal.sources(self.folder):
             position = self.state.positions.get(path.name, Position())
             events, then = journal.read(path, position, run=record.planned.run, started=started)
             if then == position:
@@ -323,7 +323,11 @@ def artifacts(folder: RunFolder) -> Iterator[tuple[Path, str]]:
     for path in (folder.config_yaml, folder.record, folder.diff):
         if path.is_file():
             yield path, path.name
-    for top in (folder.logs, folder.path / "inputs", folder.outputs):
+    ignored = manifest.matcher(manifest.wanted(folder.read().planned).ignore)
+    for path, name in sorted(manifest.walk(folder.outputs)):
+        if not ignored(name):
+            yield path, f"outputs/{name}"
+    for top in (folder.logs, folder.path / "inputs"):
         for parent, _folders, names in os.walk(top):
             for name in sorted(names):
                 path = Path(parent) / name

@@ -6,6 +6,7 @@ It decides nothing and needs the plan alone, so that it can happen on another ma
 from __future__ import annotations
 
 import contextlib
+import errno
 import re
 import shutil
 import time
@@ -15,16 +16,20 @@ from pathlib import Path
 
 import msgspec
 
-from repro import manifest, terminal
+from repro import manifest, ownership, quota, terminal
 from repro.engine import ContainerSpec, Engine, Exit
 from repro.errors import BadInputError, EngineUnreachableError, EnvironmentUnfitError
 from repro.experiment import Value
+from repro.manifest import Listing
 from repro.plan import Plan, gpus_text
 from repro.pump import Echo, Pump
-from repro.record import End, Ended, FileUsed, Record, RunFolder, Started
+from repro.quota import Quota
+from repro.record import End, Ended, Peaks, Record, RunFolder, Started
 from repro.refusal import ContainerGoneError, GpuRefusedError, command_not_found
+from repro.resources import Sampler
 
 RECONNECT_SECONDS = 15.0
+QUOTA_GRACE_SECONDS = 2.0  # that a run may go on writing once it has written too much
 INIT_REFUSAL = re.compile(r"\[FATAL tini|ERROR \(catatonit:\d+\): failed to exec ")  # Docker's init, and Podman's
 STOPPED_BY_USER = "stopped by the user"
 
@@ -77,7 +82,15 @@ def discard(folder: RunFolder) -> None:
     """Remove what `prepare` made: no run took place."""
     for path in (folder.outputs, folder.journal, folder.logs, folder.inputs):
         shutil.rmtree(path, ignore_errors=True)
-    for file in (folder.record, folder.reserve, folder.config_json, folder.config_yaml, folder.diff, folder.ignore):
+    for file in (
+        folder.record,
+        folder.reserve,
+        folder.config_json,
+        folder.config_yaml,
+        folder.diff,
+        folder.ignore,
+        folder.resources,
+    ):
         file.unlink(missing_ok=True)
     if _is_empty(folder.path):
         folder.path.rmdir()
@@ -109,18 +122,28 @@ def execute(
         _undo(plan, engine, folder)
         raise
     pump, echo = Pump(engine, container, folder.output_log), Echo(folder.output_log, output)
+    sampler = Sampler(engine, container, folder, record)
+    limit, grace = manifest.wanted(plan.planned).limit, min(plan.stop_grace, QUOTA_GRACE_SECONDS)
+    room = Quota(folder, limit, stop=lambda: engine.stop(container, grace))
 
     def begin() -> None:
         pump.start()
         echo.start()
+        sampler.start()
+        room.start()
         for notice in notices:
             say(notice)
         started(folder, record)
 
     try:
-        record = _conclude(record, _supervise(plan, engine, container, begin, say), folder, pump)
+        ending = _supervise(plan, engine, container, begin, say)
+        too_much = room.finish()
+        if too_much and ending.end not in (End.TIMEOUT, End.LOST) and ending.reason != STOPPED_BY_USER:
+            ending = _Ending(end=End.FAILED, exit_code=ending.exit_code, reason=too_much)
+        record = _conclude(record, ending, folder, pump, sampler.finish(), engine=engine, say=say)
     except BaseException as error:
         _release(engine, container, say)
+        ownership.settle(record, folder, engine, say)
         _record_failure(record, folder, error)
         raise
     finally:
@@ -195,6 +218,8 @@ def converse(
             exited = engine.wait(container)
         finally:
             engine.remove(container)
+            if left := ownership.settle(Record(planned=plan.planned), folder, engine, say):
+                say(left)
     return exited.code if exited else 0
 
 
@@ -259,22 +284,23 @@ def _supervise(
     return _Ending(end=end, exit_code=exited.code, reason=reason)
 
 
-def _conclude(record: Record, ending: _Ending, folder: RunFolder, pump: Pump) -> Record:
+def _conclude(
+    record: Record,
+    ending: _Ending,
+    folder: RunFolder,
+    pump: Pump,
+    peaks: Peaks | None,
+    *,
+    engine: Engine,
+    say: Callable[[str], None],
+) -> Record:
     """The finished record, on disk.
 
     Raises:
         CommandNotFoundError: no run took place, and nothing is left of it.
     """
     at = datetime.now(timezone.utc)
-    remarks = [ending.reason]
-
-    def write(outputs: tuple[FileUsed, ...]) -> Record:
-        reason = "; ".join(remarks)
-        ended = Ended(at=at, end=ending.end, exit_code=ending.exit_code, reason=reason, outputs=outputs)
-        finished = msgspec.structs.replace(record, ended=ended)
-        folder.write(finished)
-        return finished
-
+    end, remarks = ending.end, [ending.reason]
     if ending.end is End.LOST:
         pump.give_up()
     if not pump.finish():
@@ -282,20 +308,43 @@ def _conclude(record: Record, ending: _Ending, folder: RunFolder, pump: Pump) ->
     if refusal := _init_refusal(ending, folder):
         discard(folder)
         raise command_not_found(refusal)
+    if pump.disk_error or end is End.FAILED:
+        remarks.append(quota.lack_of_room(folder, ours=pump.disk_error))
     if pump.disk_error:
-        remarks.append(f"the disk of the run folder does not take more: {pump.disk_error}")
+        end = End.FAILED if end is End.FINISHED else end  # what it said is part of what it was to do
         folder.reserve.unlink(missing_ok=True)  # the record and the last lines are what it is for
         with contextlib.suppress(OSError), folder.output_log.open("ab") as log:
             log.write(pump.missed)
+    remarks.append(ownership.settle(record, folder, engine, say))
+
+    def write(listing: Listing) -> Record:
+        ended = Ended(
+            at=at,
+            end=end,
+            exit_code=ending.exit_code,
+            reason="; ".join(filter(None, remarks)),
+            outputs=listing.files,
+            ignored=listing.ignored,
+            peaks=peaks,
+        )
+        finished = msgspec.structs.replace(record, ended=ended)
+        folder.write(finished)
+        return finished
+
     try:
-        outputs, unread = manifest.of(folder.outputs)
+        listing = manifest.of(folder.outputs, manifest.wanted(record.planned).ignore, say)
     except KeyboardInterrupt:
         remarks.append("interrupted while its outputs were listed: they are all there, but not in this record")
-        write(())
+        write(Listing())
         raise
-    if unread:
-        remarks.append(f"{len(unread)} of its outputs cannot be read and are not listed, as {unread[0]}")
-    return write(outputs)
+    remarks.append(listing.remark)
+    try:
+        return write(listing)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        remarks.append(f"the disk has no room for the list of its {len(listing.files):,} outputs: they are all there")
+        return write(Listing(ignored=listing.ignored))
 
 
 def _init_refusal(ended: _Ending, folder: RunFolder) -> str:
