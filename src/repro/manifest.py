@@ -80,7 +80,7 @@ def walk(folder: Path, refused: Callable[[str], None] = lambda _name: None) -> I
                     if entry.is_dir(follow_symlinks=False):
                         pending.append(name)
                     elif entry.is_file(follow_symlinks=False):
-                        if _is_hollow(entry.stat(follow_symlinks=False)):
+                        if _is_hollow(entry):
                             refused(name)
                         else:
                             yield folder / name, name
@@ -88,7 +88,11 @@ def walk(folder: Path, refused: Callable[[str], None] = lambda _name: None) -> I
             refused(parent or ".")
 
 
-def _is_hollow(found: os.stat_result) -> bool:
+def _is_hollow(entry: os.DirEntry[str]) -> bool:
+    try:
+        found = entry.stat(follow_symlinks=False)
+    except OSError:  # its folder may be listed and not entered: who opens it is told
+        return False
     return found.st_size - found.st_blocks * 512 > HOLES
 
 

@@ -64,7 +64,7 @@ class Sampler(threading.Thread):
         use = self.engine.use(self.container)
         if use is None:
             return
-        found = metrics(use, self._last) | _disk(self.file)
+        found = metrics(use, self._last) | disk(self.file)
         for gpu in gpus:
             found |= nvidia.metrics(gpu)
         self._last = use
@@ -118,7 +118,7 @@ def metrics(use: Use, before: Use | None) -> dict[str, float]:
     return found
 
 
-def _disk(file: Path) -> dict[str, float]:
+def disk(file: Path) -> dict[str, float]:
     """How full the disk is that the run writes to."""
     try:
         disk = os.statvfs(file.parent)
