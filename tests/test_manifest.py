@@ -1,4 +1,4 @@
-"""The list of a run's outputs: every file, whatever the experiment left there, and nothing that is not in the folder."""
+"""The list of a run's outputs: every file, whatever the experiment left there, and nothing from outside the folder."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_a_tree_deeper_than_pythons_stack_and_than_a_path_is_survived(tmp_path: 
         os.chdir(tmp_path)
         Path("top").write_bytes(b"")
         for _level in range(depth):
-            os.mkdir("dd")
+            Path("dd").mkdir()
             os.chdir("dd")
         Path("bottom").write_bytes(b"")
     finally:
@@ -182,7 +182,7 @@ def test_a_hundred_thousand_small_files_are_listed(tmp_path: Path) -> None:
 )
 def test_what_acts_upon_a_terminal_is_made_harmless(raw: str, text: str, line: str) -> None:
     for found in (printable.text(raw), printable.line(raw)):
-        assert not any(ord(letter) < 32 and letter not in "\n\t" or 0x7F <= ord(letter) < 0xA0 for letter in found)
+        assert not any((ord(letter) < 32 and letter not in "\n\t") or 0x7F <= ord(letter) < 0xA0 for letter in found)
     assert (printable.text(raw), printable.line(raw)) == (text, line)
 
 

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -118,9 +117,7 @@ def test_the_summary_shows_the_peaks() -> None:
     assert done.ended is not None
     ended = msgspec.structs.replace(done.ended, peaks=Peaks(memory=1_288_490_189, cpu=179.6, gpu_memory=10 << 30))
     config = {**done.planned.config, "resources": {"memory": 4 << 30}}
-    done = msgspec.structs.replace(
-        done, ended=ended, planned=msgspec.structs.replace(done.planned, config=config)
-    )
+    done = msgspec.structs.replace(done, ended=ended, planned=msgspec.structs.replace(done.planned, config=config))
     text = summary(done, RunFolder(Path("/r")), {}, "")
     assert "  peak     memory 1.2 GiB of 4 GiB, cpu 180 %, gpu memory 10 GiB" in text.splitlines()
 
@@ -169,7 +166,11 @@ def gpu_metrics(asked: str, **environment: str) -> list[dict[str, float]]:
         "    print(json.dumps([nvidia.metrics(gpu) for gpu in gpus]))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, asked], env={**os.environ, **environment}, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code, asked],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stderr == ""
     found: list[dict[str, float]] = json.loads(done.stdout)
@@ -178,12 +179,21 @@ def gpu_metrics(asked: str, **environment: str) -> list[dict[str, float]]:
 
 @pytest.mark.parametrize(
     ("asked", "seen"),
-    [("all", [0, 1]), ("1", [0]), ("2", [0, 1]), ("id 1", [1]), ("id GPU-bbbb,id 0", [1, 0]), ("none", [])]
-    + [("id nvidia.com/gpu=1", [1]), ("id 7", []), ("id GPU-nosuch", [])],
+    [
+        ("all", [0, 1]),
+        ("1", [0]),
+        ("2", [0, 1]),
+        ("id 1", [1]),
+        ("id GPU-bbbb,id 0", [1, 0]),
+        ("id nvidia.com/gpu=1", [1]),
+        ("id 7", []),
+        ("id GPU-nosuch", []),
+        ("none", []),
+    ],
 )
 def test_the_gpus_that_a_run_was_given_are_asked(nvml: Path, asked: str, seen: list[int]) -> None:
     found = gpu_metrics(asked, LD_LIBRARY_PATH=str(nvml))
-    assert [sorted(metrics)[0].split("_")[1] for metrics in found] == [str(index) for index in seen]
+    assert [min(metrics).split("_")[1] for metrics in found] == [str(index) for index in seen]
 
 
 def test_a_gpu_tells_memory_use_and_power_in_mlflows_words(nvml: Path) -> None:

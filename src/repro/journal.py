@@ -16,6 +16,7 @@ from repro.experiment import Value
 from repro.record import RunFolder, shown
 
 BLOCK = 1 << 20  # bytes taken from a file at once, and the longest line that is understood
+ENDS = 16 << 20  # bytes at the beginning and at the end of a file, which are read for a summary
 INT64 = 1 << 63
 
 
@@ -169,11 +170,14 @@ def _text(value: Any) -> str:
 
 
 def everything(folder: RunFolder) -> Iterator[Events]:
-    """All that the journal of a run says, block by block."""
+    """What the journal of a run says, block by block; of a flood, how it begins and how it ends."""
     run = folder.read().planned.run
     for path in files(folder.journal):
         position = Position()
+        size = path.stat().st_size
         while True:
+            if position.bytes > ENDS and size - ENDS > position.bytes:
+                position = Position(bytes=size - ENDS, lines=position.lines)
             events, then = read(path, position, run=run, started=0)
             if then == position:
                 break

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import stat
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,7 +20,8 @@ from repro.refusal import CommandNotFoundError
 ROOT_CAPABILITIES = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "KILL", "SETGID", "SETUID")
 GIVING = ("CHOWN", "DAC_READ_SEARCH")
 HELPER_LABEL = "repro.helper"
-HOST_TOOLS = ("/usr", "/bin", "/lib", "/lib64")  # where chown and what it is linked with lie, on a system of glibc
+LIBRARY = re.compile(r"(/\S+) \(0x")  # in what `ldd` prints
+OURS = "/given/chown"
 GIVE_SECONDS = 600.0
 SETUID = stat.S_ISUID | stat.S_ISGID
 
@@ -88,13 +92,12 @@ def _through_engine(record: Record, folder: RunFolder, engine: Engine, owner: os
         Mount(source=str(folder.outputs), target="/given/outputs", read_only=False),
         Mount(source=str(folder.journal), target="/given/journal", read_only=False),
     )
-    tools = tuple(Mount(source=os.path.realpath(place), target=place) for place in HOST_TOOLS if Path(place).is_dir())
-    for mounts in (given, (*given, *tools)):
+    for program, mounts in (("chown", given), (OURS, (*given, *_own_chown()))):
         spec = ContainerSpec(
             image=planned.image.id,
             name=f"repro-{planned.run}-owner",
             command=("-hR", whom, "/given/outputs", "/given/journal"),
-            entrypoint=("chown",),
+            entrypoint=(program,),
             env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
             labels={HELPER_LABEL: planned.run, "repro.project": planned.project},
             user="0:0",
@@ -112,6 +115,16 @@ def _through_engine(record: Record, folder: RunFolder, engine: Engine, owner: os
         if _succeeds(spec, engine):
             return
     raise EnvironmentUnfitError("neither the image nor this machine has a chown that runs in the image")
+
+
+def _own_chown() -> tuple[Mount, ...]:
+    """This machine's `chown`, and the libraries that it is linked with where its loader looks for them."""
+    program = shutil.which("chown")
+    if program is None:
+        return ()
+    linked = subprocess.run(["ldd", program], capture_output=True, text=True, check=False)  # fails for a static one
+    places = {path: os.path.realpath(path) for path in LIBRARY.findall(linked.stdout)} | {OURS: program}
+    return tuple(Mount(source=source, target=target) for target, source in places.items())
 
 
 def _succeeds(spec: ContainerSpec, engine: Engine) -> bool:

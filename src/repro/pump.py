@@ -58,6 +58,8 @@ class Pump(threading.Thread):
             self.delivered += len(fresh)
             if fresh:
                 self._write(log, fresh)
+            if self.over.is_set():  # given up
+                return
 
     def _write(self, log: Any, chunk: bytes) -> None:
         try:

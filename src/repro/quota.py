@@ -5,6 +5,7 @@ Also what there is to say of a disk that is full.
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import os
 import re
@@ -22,6 +23,7 @@ from repro.refusal import ContainerGoneError
 
 TICK_SECONDS = 0.25
 MEASURE_SECONDS = 10.0
+GRACE_SECONDS = 2.0  # that a run may go on writing; one that is far beyond its limit gets none
 SHARE = 50  # a measurement may take one part in so many of the time
 ENTRY = 4096  # bytes that a file or folder counts at least: empty ones fill a disk as well
 LARGEST = 3
@@ -70,15 +72,35 @@ def measure(*folders: Path) -> Room:
     return Room(bytes=total, files=files, largest=tuple(largest), hidden=hidden)
 
 
+def held(container: str, device: int) -> int:
+    """Bytes of files that have no name any more and that a container's processes have open: no folder shows them.
+
+    Those of processes of another user cannot be seen.
+    """
+    found: dict[int, int] = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if container not in (process / "cgroup").read_text():
+                continue
+            for descriptor in os.scandir(process / "fd"):
+                with contextlib.suppress(OSError):
+                    file = os.stat(descriptor.path)  # noqa: PTH116 - what it leads to, and not its name
+                    if stat.S_ISREG(file.st_mode) and file.st_nlink == 0 and file.st_dev == device:
+                        found[file.st_ino] = file.st_blocks * 512
+        except OSError:  # it has ended, or is another user's
+            continue
+    return sum(found.values())
+
+
 class Quota(threading.Thread):
-    """Watches what a run writes, and calls `stop` once it takes more than `limit` bytes.
+    """Watches what a run writes, and calls `stop` with a grace time once it takes more than `limit` bytes.
 
     The disk's own count of free blocks tells at no cost when it is worth looking.
     """
 
-    def __init__(self, folder: RunFolder, limit: int | None, stop: Callable[[], None]) -> None:
+    def __init__(self, folder: RunFolder, container: str, limit: int | None, stop: Callable[[float], None]) -> None:
         super().__init__(daemon=True, name="limit of the outputs")
-        self.folder, self.limit, self.stop = folder, limit, stop
+        self.folder, self.container, self.limit, self.stop = folder, container, limit, stop
         self.over = threading.Event()
         self.exceeded = ""  # why the run was stopped, in words
         self._room = self._free = self._cost = 0.0
@@ -112,10 +134,11 @@ class Quota(threading.Thread):
         begun = time.monotonic()
         self._free = free(self.folder.path)
         room = measure(self.folder.outputs, self.folder.journal, self.folder.logs)
-        self._room, self._measured = room.bytes, time.monotonic()
+        removed = held(self.container, self.folder.outputs.stat().st_dev)
+        self._room, self._measured = room.bytes + removed, time.monotonic()
         self._cost = self._measured - begun
-        if room.bytes > self.limit:
-            self.exceeded = _too_much(room, self.limit, self.folder)
+        if room.bytes + removed > self.limit:
+            self.exceeded = _too_much(room, removed, self.limit, self.folder)
         elif room.hidden:
             self.exceeded = f"part of its outputs cannot be measured, as outputs.limit needs it: {room.hidden}"
         return bool(self.exceeded)
@@ -123,7 +146,7 @@ class Quota(threading.Thread):
     def _stop(self) -> None:
         while not self.over.is_set():
             try:
-                self.stop()
+                self.stop(0.0 if self._room > 2 * (self.limit or 0) else GRACE_SECONDS)
             except ContainerGoneError:
                 return
             except EnvironmentUnfitError:  # the engine is away for the moment
@@ -143,14 +166,15 @@ class Quota(threading.Thread):
         return self.exceeded
 
 
-def _too_much(room: Room, limit: int, folder: RunFolder) -> str:
+def _too_much(room: Room, removed: int, limit: int, folder: RunFolder) -> str:
     names = [
         f"{printable.line(shown(os.path.relpath(path, folder.path)))} ({report.size(size)})"
         for size, path in room.largest
     ]
+    names += [f"removed and still open ({report.size(removed)})"] if removed else []
     return (
-        f"its files take {report.size(room.bytes)} on the disk, and may take {report.size(limit)} (outputs.limit):"
-        f" {report.many(room.files, 'file')}, the largest {', '.join(names) or 'none'};"
+        f"its files take {report.size(room.bytes + removed)} on the disk, and may take {report.size(limit)}"
+        f" (outputs.limit): {report.many(room.files, 'file')}, the largest {', '.join(names)};"
         " write less, or raise outputs.limit"
     )
 

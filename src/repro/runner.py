@@ -29,7 +29,6 @@ from repro.refusal import ContainerGoneError, GpuRefusedError, command_not_found
 from repro.resources import Sampler
 
 RECONNECT_SECONDS = 15.0
-QUOTA_GRACE_SECONDS = 2.0  # that a run may go on writing once it has written too much
 INIT_REFUSAL = re.compile(r"\[FATAL tini|ERROR \(catatonit:\d+\): failed to exec ")  # Docker's init, and Podman's
 STOPPED_BY_USER = "stopped by the user"
 
@@ -123,8 +122,8 @@ def execute(
         raise
     pump, echo = Pump(engine, container, folder.output_log), Echo(folder.output_log, output)
     sampler = Sampler(engine, container, folder, record)
-    limit, grace = manifest.wanted(plan.planned).limit, min(plan.stop_grace, QUOTA_GRACE_SECONDS)
-    room = Quota(folder, limit, stop=lambda: engine.stop(container, grace))
+    limit = manifest.wanted(plan.planned).limit
+    room = Quota(folder, container, limit, stop=lambda grace: engine.stop(container, min(grace, plan.stop_grace)))
 
     def begin() -> None:
         pump.start()
@@ -139,6 +138,7 @@ def execute(
         ending = _supervise(plan, engine, container, begin, say)
         too_much = room.finish()
         if too_much and ending.end not in (End.TIMEOUT, End.LOST) and ending.reason != STOPPED_BY_USER:
+            pump.give_up()  # of a flood, the engine holds far more than may be written here
             ending = _Ending(end=End.FAILED, exit_code=ending.exit_code, reason=too_much)
         record = _conclude(record, ending, folder, pump, sampler.finish(), engine=engine, say=say)
     except BaseException as error:
