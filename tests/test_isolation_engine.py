@@ -23,7 +23,7 @@ pytestmark = pytest.mark.engine
 Repro = Callable[..., "subprocess.CompletedProcess[str]"]
 OFF = ("gpus=none", "tracking.enabled=false")
 
-# runs each attempt; what comes of it is an error's name, or "DONE" with what was gained
+# Runs each attempt; what comes of it is an error's name, or "DONE" with what was gained. Numbers are x86-64's.
 HOSTILE = """
 import ctypes, errno, json, os, socket, subprocess, sys
 libc = ctypes.CDLL(None, use_errno=True)
@@ -50,9 +50,14 @@ def setuid():
     os.chmod("/outputs/python", 0o6755)
     code = "import os; os.setuid(0); print(open('/proc/self/status').read())"
     status = subprocess.run(["/outputs/python", "-c", code], capture_output=True, text=True).stdout
-    if "CapEff:\\t0000000000000000" in status or not status:
-        raise OSError(errno.EPERM, "no capability")
-    return status
+    gained = capabilities(status) - capabilities(open("/proc/self/status").read())
+    if not gained:
+        raise OSError(errno.EPERM, "nothing gained")
+    return gained
+
+def capabilities(status):
+    words = [line.split() for line in status.splitlines() if line.startswith("Cap")]
+    return {(kind, bit) for kind, mask in words for bit in range(64) if int(mask, 16) >> bit & 1}
 
 def connect(address, family=socket.AF_INET):
     with socket.socket(family, socket.SOCK_STREAM) as connection:
@@ -78,6 +83,8 @@ def outcomes(lab: Project, repro: Repro, attempts: dict[str, str], *overrides: s
     assert done.returncode == 0, done.stderr
     found: dict[str, str] = json.loads(latest(lab)[1].output_log.read_text())
     assert set(found) == set(attempts)
+    mistakes = ("AttributeError", "NameError", "TypeError", "SyntaxError")
+    assert {name: outcome for name, outcome in found.items() if outcome.startswith(mistakes)} == {}
     return found
 
 
@@ -119,26 +126,25 @@ def test_it_gains_no_privileges_and_finds_no_way_to_the_host(lab: Project, repro
         "user namespace": "call('unshare', 0x10000000)",
         "mount namespace": "call('unshare', 0x00020000)",
         "enter init's namespace": "call('setns', os.open('/proc/1/ns/mnt', os.O_RDONLY), 0)",
-        "pivot_root": "call('pivot_root', b'/tmp', b'/tmp')",
+        "pivot_root": "call('syscall', 155, b'/tmp', b'/tmp')",
         "device": "os.mknod('/outputs/disk', 0o60666, os.makedev(254, 0))",
         "device in /dev": "os.mknod('/dev/disk', 0o60666, os.makedev(254, 0))",
         "memory of the machine": "open('/dev/mem', 'rb').read(1)",
         "kernel's memory": "open('/proc/kcore', 'rb').read(4)",
         "sysrq": "write('/proc/sysrq-trigger')",
         "core pattern": "write('/proc/sys/kernel/core_pattern')",
-        "kernel module": "call('init_module', b'', 0, b'')",
+        "kernel module": "call('syscall', 175, b'', 0, b'')",
         "kernel log": "call('klogctl', 3, ctypes.create_string_buffer(64), 64)",
         "clock": "__import__('time').clock_settime(0, 0)",
         "host name": "socket.sethostname('x')",
         "cgroup": "write('/sys/fs/cgroup/memory/memory.limit_in_bytes')",
-        "cgroup 2": "write('/sys/fs/cgroup/memory.max')",
-        "trace init": "call('ptrace', 16, 1, 0, 0)",
-        "keys of others": "call('keyctl', 0, -3, 1)",
+        "cgroup 2": "open('/sys/fs/cgroup/memory.max', 'r+').write('max')",
+        "keys of others": "call('syscall', 250, 0, -3, 1)",
         "reboot": "call('reboot', 0x01234567)",
         "raw socket": "socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)",
         "packet socket": "socket.socket(socket.AF_PACKET, socket.SOCK_RAW)",
         "bpf": "call('syscall', 321, 0, None, 0)",
-        "io_uring or userfaultfd": "call('syscall', 323, 0)",
+        "userfaultfd": "call('syscall', 323, 0)",
         "docker socket": "connect('/var/run/docker.sock', socket.AF_UNIX)",
         "docker socket below /run": "connect('/run/docker.sock', socket.AF_UNIX)",
         "containerd socket": "connect('/run/containerd/containerd.sock', socket.AF_UNIX)",
@@ -187,7 +193,7 @@ def test_two_runs_at_once_do_not_see_each_other(lab: Project, repro: Repro) -> N
     look = (
         "echo begun; echo mine > /outputs/mine; echo x > /tmp/mine; echo x > /dev/shm/mine;"
         " while [ ! -e /outputs/go ]; do sleep 0.1; done;"
-        " ls /outputs /tmp /dev/shm; cat /proc/[0-9]*/cmdline | tr '\\0' ' '; ipcs -m 2>/dev/null | grep -c 0x"
+        " ls /outputs /tmp /dev/shm; cat /proc/[0-9]*/cmdline | tr '\\0' ' '; ipcs -m 2>/dev/null | grep -c 0x || true"
     )
     script(lab, "toy.sh", look)
     first = start(lab, "experiment=toy", *OFF)
@@ -253,7 +259,7 @@ TRAPS = r"""
 cd /outputs
 ln -s /etc/passwd password; ln -s / root; ln -s ../record.json record; ln -s /outputs loop; mkfifo pipe
 mkdir 'a b' 'evil
-name'; touch "$(printf 'evil\nname/x')" '..x' '...' '-rf' '; rm x' "$(printf '\033]0;owned\007\033[2Jname')"
+name'; touch -- "$(printf 'evil\nname/x')" '..x' '...' '-rf' '; rm x' "$(printf '\033]0;owned\007\033[2Jname')"
 python3 - <<'END'
 import os, socket
 socket.socket(socket.AF_UNIX).bind("/outputs/socket")
@@ -269,7 +275,8 @@ os.mkfifo("events-pipe.jsonl")
 os.mkdir("events-folder.jsonl")
 open(b"events-\xff.jsonl", "w").write('{"step":1,"bytes":1}\n')
 open("events-0.jsonl", "w").write(
-    '{"step":1,"loss":0.5}\n' + '[' * 100000 + '\n{"t":"m","k":"\\u001b[2Jkey","v":1}\n{"t":"tag","k":"run","v":"other"}\n'
+    '{"step":1,"loss":0.5}\n' + '[' * 100000 + '\n{"t":"m","k":"\\u001b[2Jkey","v":1}\n'
+    '{"t":"tag","k":"run","v":"other"}\n'
     '{"t":"m","k":"../../x","v":1}\n' + '{"step":1e400,"big":1' + '0' * 5000 + '}\n' + 'x' * 3000000 + '\n{"torn":')
 END
 printf 'plain\033[2J\033]0;owned\007\033]52;c;cGF5bG9hZA==\033\\ text\rover\n'
@@ -285,13 +292,13 @@ def test_traps_in_its_outputs_journal_and_log_catch_nobody(lab: Project, repro: 
     record, folder = latest(lab)
     assert record.ended is not None
     listed = [file.path for file in record.ended.outputs]
-    deep = "deep/" + "d/" * 1500 + "bottom"
-    special = ["-rf", "...", "..x", "; rm x", "\x1b]0;owned\x07\x1b[2Jname", deep, "evil\nname/x"]
+    special = ["-rf", "...", "..x", "; rm x", "\x1b]0;owned\x07\x1b[2Jname", "evil\nname/x"]
     assert sorted(listed) == sorted(special)
+    assert "1 of its outputs are not listed" in record.ended.reason
     secret = Path("/etc/passwd").read_text().splitlines()[0]
     shown = lab.store.parent / "mlartifacts"
     copies = [path for path in shown.rglob("*") if path.is_file() or path.is_symlink()]
-    assert len([path for path in copies if "outputs" in path.parts]) >= len(special) - 1
+    assert len([path for path in copies if "outputs" in path.parts]) == len(special)
     assert not any(path.is_symlink() for path in copies)
     assert not any(path.name in ("password", "record", "pipe", "socket") for path in copies)
     assert not any(secret in path.read_text(errors="replace") for path in copies)
@@ -300,7 +307,7 @@ def test_traps_in_its_outputs_journal_and_log_catch_nobody(lab: Project, repro: 
         assert not any(letter in text for letter in "\x1b\x07\x9b"), text
     assert "plain text" in done.stderr
     assert repro("logs").stdout.count("\x1b") == 4  # byte for byte: this is what was asked for
-    subprocess.run(["rm", "-rf", str(folder.outputs / "deep"), str(shown)], check=True)  # too deep for pytest
+    subprocess.run(["rm", "-rf", str(folder.outputs / "deep")], check=True)  # too deep for pytest
 
 
 def test_escape_sequences_of_a_running_experiment_do_nothing_to_the_terminal(lab: Project) -> None:

@@ -19,6 +19,7 @@ from repro.record import FileUsed, Planned, shown
 
 BLOCK = 1 << 20  # bytes
 HOLES = 16 << 30  # bytes of nothing in a file, as a program can make them without end; reading them takes real time
+DEPTH = 256  # folders within folders; Python's own tools fail at some more
 SAY_SECONDS = 2.0
 
 
@@ -26,7 +27,7 @@ class Listing(Value, frozen=True, kw_only=True):
     """The regular files of a folder, sorted by path, and what is not among them."""
 
     files: tuple[FileUsed, ...] = ()
-    unread: tuple[str, ...] = ()  # paths of what cannot be read
+    unread: tuple[str, ...] = ()  # paths of what cannot be read, is nothing but holes, or lies too deep
     ignored: int = 0  # files that the patterns keep out
 
     @property
@@ -35,7 +36,8 @@ class Listing(Value, frozen=True, kw_only=True):
         if not self.unread:
             return ""
         first = printable.line(self.unread[0])[:200]
-        return f"{len(self.unread)} of its outputs cannot be read and are not listed, as {first}"
+        why = "they cannot be read, are nothing but holes, or lie too deep"
+        return f"{len(self.unread)} of its outputs are not listed ({why}), as {first}"
 
 
 def wanted(planned: Planned) -> Outputs:
@@ -68,17 +70,17 @@ def of(folder: Path, ignore: Sequence[str] = (), say: Callable[[str], None] = la
 def walk(folder: Path, refused: Callable[[str], None] = lambda _name: None) -> Iterator[tuple[Path, str]]:
     """Each regular file that can be listed below a folder, and its name relative to that; links are not followed.
 
-    `refused` gets the names of folders that cannot be read, and of files that are nothing but holes.
+    `refused` gets the names of folders that cannot be read or lie too deep, and of files that are nothing but holes.
     """
     pending = [""]
-    while pending:  # a tree may be deeper than Python's stack
+    while pending:
         parent = pending.pop()
         try:
             with os.scandir(folder / parent) as entries:
                 for entry in entries:
                     name = f"{parent}/{entry.name}" if parent else entry.name
                     if entry.is_dir(follow_symlinks=False):
-                        pending.append(name)
+                        (pending.append if name.count("/") < DEPTH else refused)(name)
                     elif entry.is_file(follow_symlinks=False):
                         if _is_hollow(entry):
                             refused(name)
