@@ -234,6 +234,7 @@ def test_what_root_wrote_in_the_container_is_the_callers(
     process = person("user=root", "resources.stop_grace=1.0", *more)
     if end == "killed":
         wait_for(lambda: begun(project))
+        assert stat.S_IMODE(latest(project)[1].path.stat().st_mode) == 0o700  # there is a setuid program of root's
         process.send_signal(signal.SIGINT)
     _out, err = process.communicate(timeout=120)
     record, folder = latest(project)
@@ -243,6 +244,7 @@ def test_what_root_wrote_in_the_container_is_the_callers(
     assert owners(folder) == {(USER, USER)}
     assert [file.path for file in record.ended.outputs] == ["a", "d/b", "setuid"]
     assert stat.S_IMODE((folder.outputs / "setuid").stat().st_mode) == 0o755
+    assert stat.S_IMODE(folder.path.stat().st_mode) == stat.S_IMODE(folder.logs.stat().st_mode)
     assert containers(project) == []
     assert "not all yours" not in err
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from repro.engine import ContainerSpec, Engine, Mount
 from repro.errors import EnvironmentUnfitError, ReproError
-from repro.record import Record, RunFolder
+from repro.record import Planned, Record, RunFolder
 from repro.refusal import CommandNotFoundError
 
 # what a program needs that starts as root, makes folders for another user, and becomes that user; none of them
@@ -26,6 +26,12 @@ GIVE_SECONDS = 600.0
 SETUID = stat.S_ISUID | stat.S_ISGID
 
 
+def shut(planned: Planned, folder: RunFolder) -> None:
+    """Close the folder of a run as root to other users: a setuid program of root's would make them root here."""
+    if planned.config.get("user") == "root":
+        folder.path.chmod(0o700)
+
+
 def settle(record: Record, folder: RunFolder, engine: Engine, say: Callable[[str], None]) -> str:
     """After the end of a container: let all that it wrote be the caller's, and run as nobody else.
 
@@ -34,20 +40,25 @@ def settle(record: Record, folder: RunFolder, engine: Engine, say: Callable[[str
     try:
         _disarm(folder)
         owner = folder.path.stat()
-        if not any(_is_foreign(path, owner) for path in _everything(folder)):
-            return ""
-        say("giving the outputs back to you")
-        if os.geteuid() == 0:
-            for path in _everything(folder):
-                os.lchown(path, owner.st_uid, owner.st_gid)
-        else:
-            _through_engine(record, folder, engine, owner)
-        _disarm(folder)  # what was root's could not be changed before
+        if any(_is_foreign(path, owner) for path in _everything(folder)):
+            say("giving the outputs back to you")
+            _give_back(record, folder, engine, owner)
+            _disarm(folder)  # what was root's could not be changed before
         left = [path for path in _everything(folder) if _is_foreign(path, owner)]
+        if not left and record.planned.config.get("user") == "root":
+            folder.path.chmod(stat.S_IMODE(folder.logs.stat().st_mode))
     except (OSError, ReproError) as error:
         why = " ".join([error.what, *error.evidence]) if isinstance(error, ReproError) else str(error)
         return f"its outputs are not all yours ({why}): `sudo chown -hR $(id -u):$(id -g) {folder.path}`"
     return f"{len(left)} of its files are not yours, as {left[0]}" if left else ""
+
+
+def _give_back(record: Record, folder: RunFolder, engine: Engine, owner: os.stat_result) -> None:
+    if os.geteuid() != 0:
+        _through_engine(record, folder, engine, owner)
+        return
+    for path in _everything(folder):
+        os.lchown(path, owner.st_uid, owner.st_gid)
 
 
 def _is_foreign(path: Path, owner: os.stat_result) -> bool:

@@ -60,6 +60,7 @@ def prepare(plan: Plan) -> RunFolder:
             (folder.inputs / name).parent.mkdir(parents=True, exist_ok=True)
             (folder.inputs / name).write_text(text, encoding="utf-8")
         folder.write(Record(planned=plan.planned))
+        ownership.shut(plan.planned, folder)
     except OSError as error:
         discard(folder)
         raise EnvironmentUnfitError(
