@@ -39,13 +39,15 @@ def settle(record: Record, folder: RunFolder, engine: Engine, say: Callable[[str
     """
     try:
         _disarm(folder)
+        if record.planned.config.get("user") != "root":  # nobody in the container could have become somebody else
+            return ""
         owner = folder.path.stat()
         if any(_is_foreign(path, owner) for path in _everything(folder)):
             say("giving the outputs back to you")
             _give_back(record, folder, engine, owner)
             _disarm(folder)  # what was root's could not be changed before
         left = [path for path in _everything(folder) if _is_foreign(path, owner)]
-        if not left and record.planned.config.get("user") == "root":
+        if not left:
             folder.path.chmod(stat.S_IMODE(folder.logs.stat().st_mode))
     except (OSError, ReproError) as error:
         why = " ".join([error.what, *error.evidence]) if isinstance(error, ReproError) else str(error)

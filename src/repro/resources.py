@@ -49,6 +49,8 @@ class Sampler(threading.Thread):
     def run(self) -> None:
         """Until the container is gone, or nobody wants it any more."""
         begun = time.monotonic()
+        if self._is_uncounted():
+            return
         with nvidia.opened(self.gpus) as gpus:
             while True:
                 try:
@@ -59,6 +61,13 @@ class Sampler(threading.Thread):
                     self._last = None
                 if self.over.wait(between(time.monotonic() - begun)):
                     return
+
+    def _is_uncounted(self) -> bool:
+        """Whether the engine keeps no account of a container alone: rootless ones without cgroup v2 tell of more."""
+        try:
+            return "memory" in self.engine.facts().unlimited
+        except EnvironmentUnfitError:
+            return False
 
     def _look(self, gpus: Iterable[Gpu]) -> None:
         use = self.engine.use(self.container)
