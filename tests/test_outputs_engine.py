@@ -11,16 +11,18 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from repro import quota
+from repro import quota, runner
 from repro.project import Project
 from repro.record import Record, RunFolder, folders
-from tests.conftest import script
+from tests.conftest import as_nobody, script
+from tests.test_ends_engine import planned
 from tests.test_run_engine import begun, containers, latest, wait_for
 
 pytestmark = pytest.mark.engine
@@ -83,6 +85,19 @@ def test_a_run_that_writes_too_much_is_stopped_and_told_why(lab: Project, repro:
     assert quota.measure(folder.path).bytes < 2_000_000_000  # it did not go on for long
 
 
+def test_whatever_ends_a_run_nobody_goes_on_watching_it(lab: Project) -> None:
+    script(lab, "toy.sh", "sleep 100")
+    plan, engine = planned(lab, "outputs.limit=1GB")
+
+    def started(_folder: RunFolder, _record: Record) -> None:
+        raise RuntimeError("a mistake of ours")
+
+    with pytest.raises(RuntimeError):
+        runner.execute(plan, engine, started=started)
+    names = {"resources", "limit of the outputs"}
+    wait_for(lambda: not names & {thread.name for thread in threading.enumerate()})
+
+
 def test_sparse_files_and_names_of_one_file_take_no_room(lab: Project, repro: Repro) -> None:
     script(
         lab,
@@ -105,6 +120,23 @@ def test_room_is_measured_in_blocks_and_what_is_out_of_reach_is_told(tmp_path: P
     assert (room.files, room.hidden) == (4, "")
     assert room.bytes == 12_288 + 3 * 4096
     assert room.largest[0] == (12_288, str(tmp_path / "sub" / "file"))
+
+
+def test_a_folder_that_its_owner_closed_hides_nothing() -> None:
+    """With a limit, what cannot be measured ends the run: else closing a folder would be a way round it."""
+    with tempfile.TemporaryDirectory() as name:  # pytest's own folders are closed to others
+        folder = RunFolder(Path(name, "run"))
+        for path in (folder.outputs / "closed", folder.journal, folder.logs):
+            path.mkdir(parents=True)
+        if os.geteuid() == 0:
+            os.chown(folder.outputs / "closed", 65534, 65534)
+        Path(name).chmod(0o755)
+        (folder.outputs / "closed").chmod(0)
+        code = "room = Quota(RunFolder(argument), 'no container', 1 << 30, lambda grace: None)\nprint(room.finish())"
+        done = as_nobody("from repro.quota import Quota\nfrom repro.record import RunFolder", code, folder.path)
+        (folder.outputs / "closed").chmod(0o700)
+    assert done.stdout.startswith("part of its outputs cannot be measured, as outputs.limit needs it: "), done.stderr
+    assert done.stdout.endswith("/outputs/closed: Permission denied\n")
 
 
 # a full disk ----------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from repro.record import FileUsed, Planned, shown
 BLOCK = 1 << 20  # bytes
 HOLES = 16 << 30  # bytes of nothing in a file, as a program can make them without end; reading them takes real time
 DEPTH = 256  # folders within folders; Python's own tools fail at some more
-SAY_SECONDS = 2.0
+SAY_SECONDS = 10.0
 
 
 class Listing(Value, frozen=True, kw_only=True):

@@ -148,7 +148,8 @@ def execute(
         _record_failure(record, folder, error)
         raise
     finally:
-        echo.over.set()
+        for thread in (echo, sampler, room):
+            thread.over.set()
     if not pump.is_alive():  # else the engine holds the only copy of some output
         _release(engine, container, say)
     echo.finish()
