@@ -13,7 +13,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "repro"
 
 # A module imports only from the rows above its own, and from what stands left of it.
 ROWS = (
-    "errors experiment project guard scratch record manifest",
+    "errors experiment project guard scratch record printable manifest",
     "config",
     "masking secretsources secretsfolder",
     "repository lfs checkout suspects source report",
@@ -23,7 +23,7 @@ ROWS = (
     "base pylock spec assembly inputs image lockfile",
     "oci distribution explain floating probe resolve inventory sbom ledger",
     "data",
-    "plan lease ending terminal pump keeping runner",
+    "ownership plan lease ending terminal pump nvidia resources quota keeping runner",
     "story journal store view tracking client sdkclient restclient delivery nested upload faults publication publisher",
     "keeper lookup sweep",
     "display",
@@ -43,9 +43,12 @@ DOORS = {
     "cyclonedx": {"sbom"},
     "packageurl": {"sbom"},
     "mlflow": {"store", "sdkclient", "publisher", "ui"},
+    "pathspec": {"manifest"},
+    "pynvml": {"nvidia"},
 }
 
 LAZY = {"cyclonedx", "docker", "git", "hydra", "omegaconf", "mlflow", "rich", "pooch", "requests", "urllib3"}  # slow
+LAZY |= {"pathspec", "pynvml"}
 
 MODULE_LINES = 450
 FUNCTION_LINES = 60  # without the docstring

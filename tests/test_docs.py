@@ -38,6 +38,7 @@ def test_every_verb_that_is_named_exists(page: Path) -> None:
     [
         (experiment.Experiment, ""),
         (experiment.Resources, "resources."),
+        (experiment.Outputs, "outputs."),
         (experiment.Tracking, "tracking."),
         (experiment.ImageConfig, "image."),
         (experiment.BuildConfig, "build."),
@@ -45,6 +46,6 @@ def test_every_verb_that_is_named_exists(page: Path) -> None:
 )
 def test_every_key_is_in_the_reference(kind: type[msgspec.Struct], prefix: str) -> None:
     text = (ROOT / "docs" / "configuration.md").read_text()
-    groups = {"image", "build", "data", "resources", "tracking"} if not prefix else set()
+    groups = {"image", "build", "data", "resources", "outputs", "tracking"} if not prefix else set()
     keys = {prefix + field.name for field in msgspec.structs.fields(kind) if field.name not in groups}
     assert {key for key in keys if f"`{key}`" not in text} == set()

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from datetime import datetime, timezone
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from repro import manifest, report
+from repro import report
 from repro.errors import BadInputError
 from repro.record import End, Ended, FileUsed, Record, RunFolder, Started, folders, write_atomic
-from tests.conftest import as_nobody
 from tests.test_plan import decided
 
 T0 = datetime(2026, 11, 23, 19, 15, tzinfo=timezone.utc)
@@ -73,41 +70,6 @@ def test_a_write_that_fails_leaves_the_old_content_and_no_litter(tmp_path: Path)
         write_atomic(file, "not bytes")  # type: ignore[arg-type]
     assert file.read_bytes() == b"old"
     assert [each.name for each in tmp_path.iterdir()] == ["record.json"]
-
-
-def test_the_manifest_holds_every_regular_file_sorted(tmp_path: Path) -> None:
-    (tmp_path / "b").mkdir()
-    (tmp_path / "b" / "ü x").write_bytes(b"abc")
-    (tmp_path / "a").write_bytes(b"")
-    (tmp_path / "link").symlink_to("a")
-    files, unread = manifest.of(tmp_path)
-    assert [(file.path, file.size) for file in files] == [("a", 0), ("b/ü x", 3)]
-    assert files[1].sha256.startswith("ba7816bf")
-    assert unread == ()
-
-
-def test_the_manifest_takes_any_name_and_says_what_it_cannot_read(tmp_path: Path) -> None:
-    (tmp_path / os.fsdecode(b"caf\xe9")).write_bytes(b"")
-    (tmp_path / "vanished").symlink_to("nowhere")
-    os.mkfifo(tmp_path / "pipe")
-    files, unread = manifest.of(tmp_path)
-    assert [file.path for file in files] == ["caf\\xe9"]
-    assert unread == ()
-    assert msgspec.json.encode(files)
-
-
-def test_the_manifest_names_what_cannot_be_read() -> None:
-    with tempfile.TemporaryDirectory() as name:  # pytest's own folders are closed to others
-        folder = Path(name, "outputs")
-        for each in ("closed/a", "listed/b", "locked"):
-            (folder / each).parent.mkdir(parents=True, exist_ok=True)
-            (folder / each).write_text("1")
-        Path(name).chmod(0o755)
-        for path, mode in {"closed": 0, "listed": 0o744, "locked": 0}.items():
-            (folder / path).chmod(mode)
-        done = as_nobody("from repro import manifest", "print(manifest.of(argument))", folder)
-        (folder / "closed").chmod(0o700)
-        assert done.stdout == "((), ('closed', 'listed/b', 'locked'))\n", done.stderr
 
 
 def test_the_summary_tells_what_was_run_and_what_came_out() -> None:

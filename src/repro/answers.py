@@ -13,6 +13,7 @@ TIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d+))?(Z|[+-]\d\d:\d\d
 UNKNOWN = datetime(1970, 1, 1, tzinfo=timezone.utc)
 BARE_ID = re.compile(r"[0-9a-f]{64}")
 WHOLE_LINES = 28  # the oldest engine that was seen to keep them
+NO_LIMIT = 1 << 60  # bytes; cgroups have a number for no limit, too
 LIMITS = {"memory": "MemoryLimit", "cpus": "CpuCfsQuota", "pids": "PidsLimit"}  # ours -> an engine's word for it
 
 
@@ -141,6 +142,40 @@ def time_of(text: str) -> datetime:
     return datetime.fromisoformat(f"{found[1]}.{micro}{(found[3] or 'Z').replace('Z', '+00:00')}")
 
 
+class Use(Value, frozen=True, kw_only=True):
+    """What a container uses at a moment, as its engine counts it; sizes in bytes."""
+
+    at: float  # seconds since 1970, by the engine's clock
+    cpu: float  # seconds, of all cores together, since the container's start
+    memory: int  # without files that are only cached
+    memory_limit: int | None  # the machine's, where the container has none
+    received: int | None  # None: it has no network of its own
+    sent: int | None
+
+
+def container_use(stats: dict[str, Any]) -> Use | None:
+    """What an engine's answer to `/containers/ID/stats` says; None when the container does not run.
+
+    Where memory is counted depends on the version of cgroups, and on the engine's.
+    """
+    memory = stats.get("memory_stats") or {}
+    at = _moment(stats.get("read"))
+    if not memory.get("usage") or at is None:
+        return None
+    details = memory.get("stats") or {}
+    cached = details.get("total_inactive_file", details.get("inactive_file", 0))
+    limit = memory.get("limit") or NO_LIMIT
+    networks = (stats.get("networks") or {}).values()
+    return Use(
+        at=at.timestamp(),
+        cpu=((stats.get("cpu_stats") or {}).get("cpu_usage") or {}).get("total_usage", 0) / 1e9,
+        memory=max(0, memory["usage"] - cached),
+        memory_limit=limit if limit < NO_LIMIT else None,
+        received=sum(each.get("rx_bytes", 0) for each in networks) if networks else None,
+        sent=sum(each.get("tx_bytes", 0) for each in networks) if networks else None,
+    )
+
+
 def container_facts(found: dict[str, Any]) -> ContainerFacts:
     """The facts in an entry of an engine's answer to `/containers/json`."""
     return ContainerFacts(
@@ -191,6 +226,11 @@ def cdi_names(gpus: tuple[str, ...] | int) -> list[str]:
     """GPUs as the Container Device Interface names them in what `nvidia-ctk cdi generate` writes."""
     wanted = gpus if isinstance(gpus, tuple) else ("all",) if gpus < 0 else map(str, range(gpus))
     return [each if "=" in each else f"nvidia.com/gpu={each}" for each in wanted]
+
+
+def at_least(api: str, *wanted: int) -> bool:
+    """Whether a version of the API, as 1.41, is that one or a later one."""
+    return tuple(int(part) for part in api.split(".")) >= wanted
 
 
 def full_id(image: str) -> str:

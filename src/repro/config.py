@@ -30,6 +30,7 @@ LIBRARY = Path(__file__).parent / "conf"  # pkg://repro.conf
 Struct = TypeVar("Struct", bound=msgspec.Struct)
 FREE = ("params.", "env.", "image.build_args.", "build.secrets.", "secrets.", "data.")  # whose keys are the user's own
 SECTIONS: dict[type, str] = {ImageConfig: "image", BuildConfig: "build"}
+SIZES = {"resources": ("memory", "shm", "tmp"), "outputs": ("limit",)}  # keys that may have a unit
 UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
@@ -222,11 +223,11 @@ def _to_container(config: Any, *, missing_allowed: bool = False) -> dict[str, An
 
 
 def _experiment(container: dict[str, Any]) -> Experiment:
-    resources = container.get("resources")
-    if isinstance(resources, dict):
-        for key in ("memory", "shm", "tmp"):
-            if isinstance(resources.get(key), str):
-                resources[key] = _bytes(f"resources.{key}", resources[key])
+    for group, keys in SIZES.items():
+        values: Any = container.get(group)
+        for key in keys if isinstance(values, dict) else ():
+            if isinstance(values.get(key), str):
+                values[key] = _bytes(f"{group}.{key}", values[key])
     if isinstance(container.get("command"), list):
         container["command"] = [_word(each) for each in container["command"]]
     for holder, key in ((container, "env"), (container.get("image"), "build_args")):

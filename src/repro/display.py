@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
+from repro import printable
 from repro.errors import ExitCode, ReproError
 
 FOLD = 6  # lines shown below a running step
@@ -35,7 +36,8 @@ class Display:
         self.region: Any = None  # what the running step draws
 
     def line(self, text: str) -> None:
-        """One line, now; above what a step has drawn."""
+        """One line, now; above what a step has drawn. Whatever is in it, it does nothing else to the terminal."""
+        text = printable.text(text)
         with suppress(OSError, ValueError):  # a terminal that has gone, `2>&1 | head`: no reason to end a run
             if self.region is None:
                 print(text, file=self.stream, flush=True)
@@ -156,7 +158,7 @@ class Step:
 
 
 def _drawn_over(line: bytes) -> str:
-    return line.rstrip(b"\r").rpartition(b"\r")[2].decode(errors="replace")
+    return printable.text(line.rstrip(b"\r").rpartition(b"\r")[2].decode(errors="replace"))
 
 
 def shorten(line: str) -> str:

@@ -89,6 +89,13 @@ class Resources(Value, frozen=True, kw_only=True):
     stop_grace: Seconds = 10.0
 
 
+class Outputs(Value, frozen=True, kw_only=True):
+    """What becomes of the files that a run writes. `limit` None means that the disk is the limit."""
+
+    ignore: tuple[str, ...] = ()  # patterns as in a .gitignore: files that stay, and are neither listed nor in MLflow
+    limit: Positive | None = None  # of outputs, journal and log together
+
+
 class Tracking(Value, frozen=True, kw_only=True):
     """Where MLflow is. `uri` None means MLFLOW_TRACKING_URI, else the project's own `mlflow.db`."""
 
@@ -109,11 +116,13 @@ class Experiment(Value, frozen=True, kw_only=True):
     deterministic: bool = True
     gpus: str | int | tuple[str | int, ...] = "auto"
     network: str = "none"
+    user: Literal["caller", "root"] = "caller"
     env: dict[str, str] = {}
     secrets: dict[Name, RunSecret] = {}
     image: ImageConfig
     build: BuildConfig = BuildConfig()
     data: dict[Name, DatasetConfig] = {}
     resources: Resources = Resources()
+    outputs: Outputs = Outputs()
     tracking: Tracking = Tracking()
     description: str = ""

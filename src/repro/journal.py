@@ -14,9 +14,10 @@ import msgspec
 
 from repro import story
 from repro.experiment import Value
-from repro.record import RunFolder
+from repro.record import RunFolder, shown
 
 BLOCK = 1 << 20  # bytes taken from a file at once, and the longest line that is understood
+ENDS = 16 << 20  # bytes at the beginning and at the end of a file, which are read for a summary
 INT64 = 1 << 63
 
 
@@ -57,7 +58,13 @@ class Events(Value, frozen=True, kw_only=True):
 
 def files(folder: Path) -> list[Path]:
     """The journal's files, each with one writer; the container could have put anything else there."""
-    return sorted(path for path in folder.glob("events-*.jsonl") if not path.is_symlink())
+    found = (path for path in folder.glob("events-*.jsonl") if not path.is_symlink())
+    return sorted(path for path in found if shown(path.name) == path.name)
+
+
+def sources(folder: RunFolder) -> list[Path]:
+    """All that is said of a run: the experiment's journal, and what the host saw it use."""
+    return [*files(folder.journal), *([folder.resources] if folder.resources.is_file() else [])]
 
 
 def read(path: Path, position: Position, *, run: str, started: int) -> tuple[Events, Position]:
@@ -192,11 +199,14 @@ def _text(value: Any) -> str:
 
 
 def everything(folder: RunFolder) -> Iterator[Events]:
-    """All that the journal of a run says, block by block."""
+    """What the journal of a run says, block by block; of a flood, how it begins and how it ends."""
     run = folder.read().planned.run
     for path in files(folder.journal):
         position = Position()
+        size = path.stat().st_size
         while True:
+            if position.bytes > ENDS and size - ENDS > position.bytes:
+                position = Position(bytes=size - ENDS, lines=position.lines)
             events, then = read(path, position, run=run, started=0)
             if then == position:
                 break

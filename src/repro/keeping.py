@@ -6,6 +6,7 @@ Everything needed is in the run folder and with the engine, so that it does not 
 from __future__ import annotations
 
 import contextlib
+import errno
 import re
 import time
 from collections.abc import Callable
@@ -14,17 +15,20 @@ from pathlib import Path
 
 import msgspec
 
-from repro import lease, manifest, secretsfolder
+from repro import lease, manifest, ownership, quota, secretsfolder
 from repro.answers import Exit
 from repro.ending import UNKNOWN_CODE, Circumstance, StopRequest, verdict
 from repro.engine import Engine, connect
 from repro.errors import EngineUnreachableError, EnvironmentUnfitError
 from repro.experiment import Resources, Value
 from repro.lease import Lease
+from repro.manifest import Listing
 from repro.project import user_name
 from repro.pump import Echo, Pump
-from repro.record import End, Ended, FileUsed, Record, RunFolder, Started, write_atomic
+from repro.quota import Quota
+from repro.record import End, Ended, Peaks, Record, RunFolder, Started, write_atomic
 from repro.refusal import STARTER, CommandNotFoundError, ContainerGoneError, command_not_found
+from repro.resources import Sampler
 
 ENGINE_SECONDS = 60.0  # that a command waits for an engine which has gone away
 ENGINE_MOMENT = timedelta(seconds=15)  # in which an engine that ends, or begins, ends its containers
@@ -80,23 +84,35 @@ class Keeper:
         """
         pump = Pump(self.engine, self.container, self.folder, secretsfolder.values(self.record.planned.run))
         echo = Echo(self.folder.output_log, output) if output else None
+        sampler = Sampler(self.engine, self.container, self.folder, self.record)
+        room = Quota(self.folder, self.container, manifest.wanted(self.record.planned).limit, self._too_large)
+        watchers = [each for each in (pump, echo, sampler, room) if each]
         try:
-            pump.start()
-            if echo:
-                echo.start()
+            for each in watchers:
+                each.start()
             ending = self._watch(begin)
             self.over = True
-            record = self._conclude(ending, pump)
+            record = self._conclude(self._within(ending, room.finish(), pump), pump, sampler.finish())
         except CommandNotFoundError:
             self.held.end()
             raise
         finally:
-            pump.over.set()
-            if echo:
-                echo.over.set()
+            for each in watchers:
+                each.over.set()
         if echo:
             echo.finish()
         return record
+
+    def _too_large(self, grace: float) -> None:
+        """The outputs have outgrown their limit."""
+        self.engine.stop(self.container, min(grace, self.resources.stop_grace))
+
+    def _within(self, ending: _Ending, too_much: str, pump: Pump) -> _Ending:
+        """The ending, or that the run took too much room, which stopped it."""
+        if not too_much or ending.end in (End.TIMEOUT, End.LOST) or stop_request(self.folder):
+            return ending
+        pump.give_up()  # of a flood, the engine holds far more than may be written here
+        return msgspec.structs.replace(ending, end=End.FAILED, reason=too_much)
 
     # until it ends --------------------------------------------------------------------------------------------------
 
@@ -225,24 +241,23 @@ class Keeper:
 
     # the end --------------------------------------------------------------------------------------------------------
 
-    def _conclude(self, ending: _Ending, pump: Pump) -> Record:
+    def _conclude(self, ending: _Ending, pump: Pump, peaks: Peaks | None) -> Record:
         """The finished record, on disk. Nothing is left to do then.
 
         Raises:
             CommandNotFoundError: no run took place, and nothing is left of it.
         """
         remarks = [ending.reason]
-        outputs: tuple[FileUsed, ...] = ()
+        listing, end = Listing(), ending.end
         interruption: KeyboardInterrupt | None = None
         try:
-            outputs = self._gather(ending, pump, remarks)
+            end = self._drain(ending, pump, remarks)
+            listing = manifest.of(self.folder.outputs, manifest.wanted(self.record.planned).ignore, self.say)
+            remarks.append(listing.remark)
         except KeyboardInterrupt as error:
             remarks.append("interrupted while its outputs were listed: they are all there, but not in this record")
             interruption = error
-        reason = "; ".join(remarks)
-        ended = Ended(at=ending.at, end=ending.end, exit_code=ending.exit_code, reason=reason, outputs=outputs)
-        finished = msgspec.structs.replace(self.record, ended=ended)
-        self.folder.write(finished)
+        finished = self._write(msgspec.structs.replace(ending, end=end), remarks, listing, peaks)
         if pump.held_back:  # the engine has the only copy of some output
             secretsfolder.remove(self.record.planned.run)
         else:
@@ -252,8 +267,8 @@ class Keeper:
             raise interruption
         return finished
 
-    def _gather(self, ending: _Ending, pump: Pump, remarks: list[str]) -> tuple[FileUsed, ...]:
-        """The outputs, when everything that the container printed is in the log."""
+    def _drain(self, ending: _Ending, pump: Pump, remarks: list[str]) -> End:
+        """Let everything that the container printed and wrote be here, and the caller's; how the run ended by that."""
         if ending.gone:
             pump.give_up()
         if not pump.finish():
@@ -264,15 +279,37 @@ class Keeper:
             self._release()
             discard(self.folder)
             raise command_not_found(refusal)
+        if pump.disk_error or ending.end is End.FAILED:
+            remarks.append(quota.lack_of_room(self.folder, ours=pump.disk_error))
         if pump.disk_error:
-            remarks.append(f"the disk of the run folder does not take more: {pump.disk_error}")
             self.folder.reserve.unlink(missing_ok=True)  # the record and the last lines are what it is for
             with contextlib.suppress(OSError), self.folder.output_log.open("ab") as log:
                 log.write(pump.missed)
-        outputs, unread = manifest.of(self.folder.outputs)
-        if unread:
-            remarks.append(f"{len(unread)} of its outputs cannot be read and are not listed, as {unread[0]}")
-        return outputs
+        remarks.append(ownership.settle(self.record, self.folder, self.engine, self.say))
+        # what it said is part of what it was to do
+        return End.FAILED if pump.disk_error and ending.end is End.FINISHED else ending.end
+
+    def _write(self, ending: _Ending, remarks: list[str], listing: Listing, peaks: Peaks | None) -> Record:
+        ended = Ended(
+            at=ending.at,
+            end=ending.end,
+            exit_code=ending.exit_code,
+            reason="; ".join(filter(None, remarks)),
+            outputs=listing.files,
+            ignored=listing.ignored,
+            peaks=peaks,
+        )
+        finished = msgspec.structs.replace(self.record, ended=ended)
+        try:
+            self.folder.write(finished)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not listing.files:
+                raise
+            remarks.append(
+                f"the disk has no room for the list of its {len(listing.files):,} outputs: they are all there"
+            )
+            return self._write(ending, remarks, Listing(ignored=listing.ignored), peaks)
+        return finished
 
     def _release(self) -> None:
         release(self.engine, self.record, self.say)

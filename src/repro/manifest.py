@@ -1,51 +1,152 @@
-"""A folder of outputs -> the list of its files: path, size, sha256."""
+"""A folder of outputs -> the list of its files: path, size, sha256. The experiment made it: nothing is trusted."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import stat
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
-from repro.record import FileUsed, shown
+import msgspec
+
+from repro import printable
+from repro.errors import BadInputError
+from repro.experiment import Outputs, Value
+from repro.record import FileUsed, Planned, shown
 
 BLOCK = 1 << 20  # bytes
+HOLES = 16 << 30  # bytes of nothing in a file, as a program can make them without end; reading them takes real time
+DEPTH = 256  # folders within folders; Python's own tools fail at some more
+SAY_SECONDS = 10.0
 
 
-def of(folder: Path) -> tuple[tuple[FileUsed, ...], tuple[str, ...]]:
-    """Every regular file below `folder`, sorted by path, and the paths of what cannot be read."""
-    files: list[FileUsed] = []
+class Listing(Value, frozen=True, kw_only=True):
+    """The regular files of a folder, sorted by path, and what is not among them."""
+
+    files: tuple[FileUsed, ...] = ()
+    unread: tuple[str, ...] = ()  # paths of what cannot be read, is nothing but holes, or lies too deep
+    ignored: int = 0  # files that the patterns keep out
+
+    @property
+    def remark(self) -> str:
+        """What to say of the files that are not listed; "" when all are."""
+        if not self.unread:
+            return ""
+        first = printable.line(self.unread[0])[:200]
+        why = "they cannot be read, are nothing but holes, or lie too deep"
+        return f"{len(self.unread)} of its outputs are not listed ({why}), as {first}"
+
+
+def wanted(planned: Planned) -> Outputs:
+    """What the configuration of a run says of its outputs; records of earlier versions say nothing."""
+    return msgspec.convert(planned.config.get("outputs") or {}, Outputs)
+
+
+def of(folder: Path, ignore: Sequence[str] = (), say: Callable[[str], None] = lambda _line: None) -> Listing:
+    """Every regular file below `folder` that no pattern of `ignore` fits; `say` is told where a long listing is."""
+    progress = _Progress(say)
     unread: list[str] = []
-    for path in sorted(_below(folder, unread)):
-        name = _name(path, folder)
+    files: list[FileUsed] = []
+    ignored = 0
+    fits = matcher(ignore)
+    for path, name in sorted(walk(folder, lambda name: unread.append(shown(name)))):
+        if fits(name):
+            ignored += 1
+            continue
         try:
-            if not stat.S_ISREG(path.lstat().st_mode):
-                continue
-            with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
+            with opened(path) as file:
                 size = os.fstat(file.fileno()).st_size
-                files.append(FileUsed(path=name, size=size, sha256=sha256(file)))
+                files.append(FileUsed(path=shown(name), size=size, sha256=sha256(file, progress.read)))
         except OSError:
-            unread.append(name)
-    return tuple(files), tuple(unread)
+            unread.append(shown(name))
+        progress.files += 1
+        progress.read(0)
+    return Listing(files=tuple(files), unread=tuple(sorted(unread)), ignored=ignored)
 
 
-def _below(folder: Path, unread: list[str]) -> Iterator[Path]:
-    def refused(error: OSError) -> None:
-        unread.append(_name(Path(error.filename), folder))
+def walk(folder: Path, refused: Callable[[str], None] = lambda _name: None) -> Iterator[tuple[Path, str]]:
+    """Each regular file that can be listed below a folder, and its name relative to that; links are not followed.
 
-    for parent, _folders, names in os.walk(folder, onerror=refused):
-        yield from (Path(parent, name) for name in names)
+    `refused` gets the names of folders that cannot be read or lie too deep, and of files that are nothing but holes.
+    """
+    pending = [""]
+    while pending:
+        parent = pending.pop()
+        try:
+            with os.scandir(folder / parent) as entries:
+                for entry in entries:
+                    name = f"{parent}/{entry.name}" if parent else entry.name
+                    if entry.is_dir(follow_symlinks=False):
+                        (pending.append if name.count("/") < DEPTH else refused)(name)
+                    elif entry.is_file(follow_symlinks=False):
+                        if _is_hollow(entry):
+                            refused(name)
+                        else:
+                            yield folder / name, name
+        except OSError:
+            refused(parent or ".")
 
 
-def _name(path: Path, folder: Path) -> str:
-    return shown(path.relative_to(folder).as_posix())
+def _is_hollow(entry: os.DirEntry[str]) -> bool:
+    try:
+        found = entry.stat(follow_symlinks=False)
+    except OSError:  # its folder may be listed and not entered: who opens it is told
+        return False
+    return found.st_size - found.st_blocks * 512 > HOLES
 
 
-def sha256(file: IO[bytes]) -> str:
-    """Of what is left of an open file, read in blocks."""
+def opened(path: Path) -> IO[bytes]:
+    """A regular file of the experiment's to read; whatever has taken its place meanwhile is an OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise FileNotFoundError(f"{path} is no file any more")
+    return os.fdopen(descriptor, "rb", buffering=0)
+
+
+def matcher(patterns: Iterable[str]) -> Callable[[str], bool]:
+    """Whether a name fits patterns as in a .gitignore.
+
+    Raises:
+        BadInputError: one of them is none.
+    """
+    lines = list(patterns)
+    if not lines:
+        return lambda _name: False
+    import pathspec
+
+    try:
+        found: Any = pathspec.GitIgnoreSpec.from_lines(lines)
+    except ValueError as error:
+        raise BadInputError(
+            "configuration: outputs.ignore holds what is no pattern of a .gitignore",
+            evidence=[str(error)],
+            hints=["as in a .gitignore: '*.tmp', 'checkpoints/', '!checkpoints/last.npz'"],
+        ) from error
+    return lambda name: bool(found.match_file(name))
+
+
+class _Progress:
+    """Tells now and then how far a listing has come."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.say, self.files, self.bytes = say, 0, 0
+        self.due = time.monotonic() + SAY_SECONDS
+
+    def read(self, count: int) -> None:
+        self.bytes += count
+        if time.monotonic() > self.due:
+            self.due = time.monotonic() + SAY_SECONDS
+            self.say(f"listing the outputs: {self.files:,} files, {self.bytes / 1e9:,.1f} GB")
+
+
+def sha256(file: IO[bytes], read: Callable[[int], None] = lambda _count: None) -> str:
+    """Of what is left of an open file, read in blocks; `read` is told the size of each."""
     hasher = hashlib.sha256()
     while block := file.read(BLOCK):
         hasher.update(block)
+        read(len(block))
     return hasher.hexdigest()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from repro import __version__
+from repro import __version__, manifest, ownership
 from repro.answers import EngineFacts
 from repro.engine import ContainerSpec, Mount
 from repro.errors import BadInputError
@@ -78,8 +78,9 @@ def decide(experiment: Experiment, ingredients: Ingredients, circumstances: Circ
     """Decide everything about a run.
 
     Raises:
-        BadInputError: `gpus`, `env` or `secrets` says what cannot be.
+        BadInputError: `gpus`, `env`, `secrets` or `outputs.ignore` says what cannot be.
     """
+    manifest.matcher(experiment.outputs.ignore)
     gpus, cpu_fallback = gpu_request(experiment.gpus)
     env = container_env(experiment, ingredients, circumstances)
     _check_variables(experiment, env)
@@ -99,7 +100,9 @@ def decide(experiment: Experiment, ingredients: Ingredients, circumstances: Circ
         data=ingredients.data,
         host=_host(ingredients.engine, circumstances.user),
         # where the engine runs as the caller, its root is the caller, and any other user cannot write their files
-        user="0:0" if ingredients.engine.rootless else f"{circumstances.uid}:{circumstances.gid}",
+        user="0:0"
+        if ingredients.engine.rootless or experiment.user == "root"
+        else f"{circumstances.uid}:{circumstances.gid}",
         env=env,
         gpus_asked=gpus_text(gpus) + (" or none" if cpu_fallback else ""),
         network=experiment.network,
@@ -294,4 +297,5 @@ def _container(
         shm=limits.shm,
         pids=limits.pids,
         stop_signal=limits.stop_signal,
+        capabilities=ownership.ROOT_CAPABILITIES if experiment.user == "root" else (),
     )

@@ -222,7 +222,7 @@ class Publication:
         """Send the next block of each journal file; False when there was nothing new."""
         begun = time.thread_time()
         moved = waiting = False
-        for path in journal.files(self.folder.journal):
+        for path in journal.sources(self.folder):
             position = self.state.positions.get(path.name, Position())
             if _size(path) == position.bytes:
                 continue
@@ -244,7 +244,7 @@ class Publication:
 
     def _doubt(self) -> None:
         """All that is in the journal now may have been sent: an answer was lost, or whoever sent it died."""
-        self._doubtful = {path.name: _size(path) for path in journal.files(self.folder.journal)}
+        self._doubtful = {path.name: _size(path) for path in journal.sources(self.folder)}
         self.nested.doubt()
         self._trust()
 

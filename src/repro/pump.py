@@ -71,6 +71,8 @@ class Pump(threading.Thread):
             skip = max(0, skip - len(chunk))
             if fresh:
                 self._write(log, fresh)
+            if self.over.is_set():  # given up
+                return
 
     def _masked(self, *, follow: bool) -> Iterator[bytes]:
         """The stream with secrets masked: as many bytes. Its very end comes when it is known to be the end."""

@@ -134,6 +134,14 @@ class Started(Value, frozen=True, kw_only=True):
     boot: str = ""  # changes when this machine is restarted
 
 
+class Peaks(Value, frozen=True, kw_only=True):
+    """The most that a run was seen to use at once; what is used up between two looks is not seen."""
+
+    memory: int  # bytes
+    cpu: float | None = None  # percent of one core; None: it was over too soon to tell
+    gpu_memory: int | None = None  # bytes, of its GPUs together, whoever used them; None: no GPU that could be asked
+
+
 class Ended(Value, frozen=True, kw_only=True):
     """The run is over. `exit_code` is the container's; None when nobody can know it any more."""
 
@@ -142,6 +150,8 @@ class Ended(Value, frozen=True, kw_only=True):
     exit_code: int | None
     reason: str  # one sentence for a person
     outputs: tuple[FileUsed, ...]
+    ignored: int = 0  # files of the outputs that `outputs.ignore` kept out of the list
+    peaks: Peaks | None = None  # None: nobody could look, or the record is of an earlier version
 
 
 class Record(Value, frozen=True, kw_only=True):
@@ -174,6 +184,7 @@ class RunFolder:
         self.output_log = self.logs / "output.log"  # the container's stdout and stderr
         self.output_times = self.logs / "output.times"  # when it had how many bytes
         self.journal = path / "journal"
+        self.resources = path / "resources.jsonl"  # what the run used, in the journal's format; written by us alone
         self.diff = path / "uncommitted.diff.txt"
         self.tracking = path / "tracking.json"  # where MLflow has got to; written by `tracking` alone
         self.ignore = path / ".gitignore"  # of a folder that the user chose, perhaps inside their repository
@@ -187,6 +198,7 @@ class RunFolder:
             self.config_yaml,
             self.diff,
             self.ignore,
+            self.resources,
             self.stop,
             self.lease,
         )

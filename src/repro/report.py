@@ -10,9 +10,12 @@ from typing import Any
 
 import msgspec
 
+from repro import printable
 from repro.record import End, Record, RunFolder
 
 LAST_LINES = 20
+TAIL = 64 << 10  # bytes
+METRICS = 20  # in a summary
 LONG_DIGEST = re.compile(r"(sha256:[0-9a-f]{12})[0-9a-f]{52}")
 
 
@@ -27,11 +30,37 @@ def summary(record: Record, folder: RunFolder, metrics: Mapping[str, float], mlf
         "packages": packages,
         "commit": planned.code.commit[:12] + ("  (with uncommitted changes)" if planned.code.dirty else ""),
         "gpus": record.started.gpus if record.started else planned.gpus_asked,
-        "metrics": "  ".join(f"{key} {value:.6g}" for key, value in metrics.items()) or "none logged",
+        "peak": _peaks(record),
+        "metrics": _metrics(metrics) or "none logged",
         "outputs": f"{folder.outputs}{_outputs(record)}",
         "mlflow": mlflow,
     }
     return "\n".join([*lines, *(f"  {key:<8} {value}" for key, value in rows.items() if value)])
+
+
+def _metrics(metrics: Mapping[str, float]) -> str:
+    """Their names are the experiment's, which may have been up to something."""
+    shown = [f"{printable.line(key)} {value:.6g}" for key, value in [*metrics.items()][:METRICS]]
+    more = len(metrics) - len(shown)
+    return "  ".join([*shown, f"and {more:,} more"] if more else shown)
+
+
+def _peaks(record: Record) -> str:
+    found = record.ended.peaks if record.ended else None
+    if found is None:
+        return ""
+    limit = (record.planned.config.get("resources") or {}).get("memory")
+    parts = [f"memory {memory(found.memory)}" + (f" of {memory(limit)}" if limit else "")]
+    if found.cpu is not None:
+        parts.append(f"cpu {found.cpu:.0f} %")
+    if found.gpu_memory is not None:
+        parts.append(f"gpu memory {memory(found.gpu_memory)}")
+    return ", ".join(parts)
+
+
+def memory(count: float) -> str:
+    """Bytes of memory for people, in the units in which limits are given: 1.2 GiB."""
+    return f"{count / 2**30:.3g} GiB" if count >= 2**30 else f"{count / 2**20:.3g} MiB"
 
 
 def outcome(record: Record) -> str:
@@ -39,7 +68,7 @@ def outcome(record: Record) -> str:
     if record.ended is None:
         return record.state
     seconds = duration(record)
-    return f"{record.ended.end.value} after {seconds:.1f} s ({record.ended.reason})"
+    return f"{record.ended.end.value} after {seconds:.1f} s ({printable.text(record.ended.reason)})"
 
 
 def duration(record: Record) -> float:
@@ -60,7 +89,8 @@ def _outputs(record: Record) -> str:
     if record.ended is None:
         return ""
     files = record.ended.outputs
-    return f"  ({many(len(files), 'file')}, {size(sum(file.size for file in files))})"
+    ignored = f", {record.ended.ignored:,} ignored" if record.ended.ignored else ""
+    return f"  ({many(len(files), 'file')}, {size(sum(file.size for file in files))}{ignored})"
 
 
 def many(count: int, what: str) -> str:
@@ -91,7 +121,7 @@ def failure(record: Record, folder: RunFolder) -> str:
     ended = record.ended
     if ended is None:
         return outcome(record)
-    lines = [f"{record.planned.name} {_PAST[ended.end]}: {ended.reason}"]
+    lines = [f"{record.planned.name} {_PAST[ended.end]}: {printable.text(ended.reason)}"]
     lines += [f"  | {line}" for line in last_lines(folder.output_log)]
     return "\n".join([*lines, f"  log  {folder.output_log}"])
 
@@ -107,12 +137,19 @@ _PAST = {
 
 
 def last_lines(log: Path, count: int = LAST_LINES) -> list[str]:
-    """The end of a log, without reading all of it."""
-    if not log.is_file():
-        return []
-    with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - 64 * 1024))
-        return file.read().decode(errors="replace").splitlines()[-count:]
+    """The end of a log, without reading all of it, and without what would act upon a terminal."""
+    lines = tail(log).decode(errors="replace").splitlines()
+    return [printable.text(line) for line in lines[-count:]]
+
+
+def tail(log: Path) -> bytes:
+    """The last of a log, without reading all of it."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - TAIL))
+            return file.read(TAIL)
+    except FileNotFoundError:
+        return b""
 
 
 def as_json(value: Any) -> str:

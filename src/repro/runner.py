@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from repro import lease, secretsfolder, terminal
+from repro import lease, ownership, secretsfolder, terminal
 from repro.answers import Found
 from repro.engine import ContainerSpec, Engine
 from repro.errors import BadInputError, EnvironmentUnfitError, ReproError
@@ -73,6 +73,7 @@ def _fill(folder: RunFolder, plan: Plan) -> None:
         (folder.inputs / name).parent.mkdir(parents=True, exist_ok=True)
         (folder.inputs / name).write_text(text, encoding="utf-8")
     folder.write(Record(planned=plan.planned))
+    ownership.shut(plan.planned, folder)
 
 
 def _is_empty(path: Path) -> bool:
@@ -254,6 +255,8 @@ def converse(
         finally:
             engine.remove(container)
             secretsfolder.remove(plan.planned.run)
+            if left := ownership.settle(Record(planned=plan.planned), held.folder, engine, say):
+                say(left)
     return exited.code if exited else 0
 
 

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from repro import manifest
 from repro.client import TrackedModel, TrackedRun, TrackingClient, TrackingError, every_artifact
 from repro.delivery import first_line
 from repro.experiment import Value
@@ -99,7 +100,11 @@ def artifacts(folder: RunFolder) -> Iterator[tuple[Path, str]]:
     for path in (folder.config_yaml, folder.record, folder.diff):
         if path.is_file():
             yield path, path.name
-    for top in (folder.logs, folder.path / "inputs", folder.outputs):
+    ignored = manifest.matcher(manifest.wanted(folder.read().planned).ignore)
+    for path, name in sorted(manifest.walk(folder.outputs)):
+        if not ignored(name):
+            yield path, f"outputs/{name}"
+    for top in (folder.logs, folder.inputs):
         for parent, _folders, names in os.walk(top):
             for name in sorted(names):
                 path = Path(parent) / name
