@@ -58,6 +58,7 @@ def publisher(project: Project) -> Iterator[Follower]:
 
 
 def names(number: int) -> str:
+    """Each test has numbers of its own: servers are shared, and a run is found again by its name."""
     return f"20260102-030405-toy-{number:06}"
 
 
@@ -125,7 +126,7 @@ def test_a_publisher_killed_in_the_middle_of_a_batch_doubles_nothing(
     behind: int,
     door: Door,
 ) -> None:
-    run = Run(project, names(behind), uri=door.uri)
+    run = Run(project, names(100_000 + behind), uri=door.uri)
     door.behind = behind
     killed = Follower.start(project, run.uri)
     batches: list[bytes] = []
@@ -199,7 +200,7 @@ def test_a_run_ends_in_time_and_says_what_it_waits_for(
 ) -> None:
     door.fault = lambda *_request: fault
     door.answer, door.behind = b"Invalid Host header" if fault == 403 else b"come back later", database
-    run = Run(project, names(len(says)), uri=door.uri)
+    run = Run(project, names(200 + len(says)), uri=door.uri)
     publisher.follow(run.folder)
     run.log(0, 100)
     until(lambda: says in tracking.status(run.folder))

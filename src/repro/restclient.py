@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 API = "/api/2.0/mlflow/"
 PROXY = "/api/2.0/mlflow-artifacts/artifacts"
 CONNECT_SECONDS, ANSWER_SECONDS = 2.0, 5.0
+WORK_SECONDS = 30.0  # for a thousand points, to or from a busy server
+WORK = ("runs/log-batch", "runs/create", "metrics/get-history", "logged-models")
 UPLOAD_SECONDS, UPLOAD_RATE = 60.0, 1e6  # a server may write a whole file elsewhere before it answers; bytes/second
 MODELS = "logged-models"
 MODEL_WORDS = {"LOGGED_MODEL_PENDING": "PENDING", "LOGGED_MODEL_READY": "READY", "LOGGED_MODEL_UPLOAD_FAILED": "FAILED"}
@@ -249,7 +251,7 @@ class RestClient:
             return None
 
     def _get(self, what: str, **asked: str) -> Any:
-        return _json(self._ask("GET", f"{self._uri}{API}{what}", params=asked))
+        return _json(self._ask("GET", f"{self._uri}{API}{what}", params=asked, timeout=_patience(what)))
 
     def _post(self, what: str, wanted: Any) -> Any:
         return self._send("POST", what, wanted)
@@ -257,12 +259,12 @@ class RestClient:
     def _send(self, method: str, what: str, wanted: Any) -> Any:
         content = msgspec.json.encode(wanted)
         headers = {"Content-Type": "application/json"}
-        return _json(self._ask(method, f"{self._uri}{API}{what}", data=content, headers=headers))
+        address = f"{self._uri}{API}{what}"
+        return _json(self._ask(method, address, data=content, headers=headers, timeout=_patience(what)))
 
     def _ask(self, method: str, address: str, **how: Any) -> Response:
         from requests import RequestException
 
-        how.setdefault("timeout", (CONNECT_SECONDS, ANSWER_SECONDS))
         how["verify"] = self._verify  # the session's own would yield to REQUESTS_CA_BUNDLE
         try:  # a redirection would turn POST into GET, and send a password elsewhere
             answer = self._session.request(method, address, allow_redirects=False, **how)
@@ -271,6 +273,10 @@ class RestClient:
         if answer.ok and not answer.is_redirect:
             return answer
         raise _refusal(answer)
+
+
+def _patience(what: str) -> tuple[float, float]:
+    return CONNECT_SECONDS, WORK_SECONDS if what in WORK else ANSWER_SECONDS
 
 
 class _Body:
