@@ -65,6 +65,8 @@ class Pump(threading.Thread):
         """One stream from the container's first byte on, without what the log has already."""
         skip = self.delivered
         for chunk in self.engine.output(self.container, follow=follow):
+            if self.over.is_set():  # the run may be another process's by now, which writes where this log ends
+                return
             self.received += len(chunk)
             fresh = chunk[skip:]
             skip = max(0, skip - len(chunk))
