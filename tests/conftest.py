@@ -13,6 +13,7 @@ from hypothesis import settings
 
 from repro.project import Project
 from tests.engine_fixtures import any_builder, buildx, buildx_config, debian_base, engine, no_buildx  # noqa: F401
+from tests.tracking_servers import database, folder_of_files  # noqa: F401
 
 # how long an example takes is the machine's business: a busy one must not fail a test
 settings.register_profile("untimed", deadline=None)

@@ -23,7 +23,8 @@ ROWS = (
     "oci distribution explain floating probe resolve inventory sbom ledger",
     "data",
     "plan lease ending terminal pump keeping runner",
-    "journal store view tracking publication publisher keeper lookup sweep",
+    "journal store view tracking client sdkclient restclient delivery upload faults publication publisher",
+    "keeper lookup sweep",
     "display",
     "ui findings enginecheck doctor pins housekeeping leftovers reaping pruning predecessor verification making",
     "imaging locking life",
@@ -40,7 +41,7 @@ DOORS = {
     "omegaconf": {"config"},
     "cyclonedx": {"sbom"},
     "packageurl": {"sbom"},
-    "mlflow": {"store", "publication", "publisher", "ui"},
+    "mlflow": {"store", "sdkclient", "publisher", "ui"},
 }
 
 LAZY = {"cyclonedx", "docker", "git", "hydra", "omegaconf", "mlflow", "rich", "pooch", "requests", "urllib3"}  # slow

@@ -12,6 +12,7 @@ import pytest
 
 from repro import publication
 from repro.project import Project
+from repro.publisher import connect
 from repro.tracking import Follower
 from tests.test_tracking import Run, client, follower, free_port, project, server, sync, the, until  # noqa: F401
 
@@ -103,10 +104,8 @@ def test_what_has_no_content_or_was_told_already_is_not_looked_for(
 
 def test_a_store_that_gives_no_answer_costs_nothing_but_the_answer(
     project: Project,  # noqa: F811
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     run = ran(project, 1, f"http://localhost:{free_port()}", content=ONE)
-    published = publication.Publication(run.folder, run.uri, client(run.uri))
+    published = publication.Publication(run.folder, run.uri, connect(run.uri))
     published._compare(run.record)
     assert (published.state.compared, published.state.remarks) == (True, ())

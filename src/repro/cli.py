@@ -73,6 +73,9 @@ def parser() -> argparse.ArgumentParser:
     life.register(add)
     command = add(sync, "sync", "bring MLflow up to date with the run folders", json=True)
     command.add_argument("run", nargs="?", help="as for show; without it, every run that is not in MLflow yet")
+    command.add_argument(
+        "--all", action="store_true", help="compare all that should be there with what is, and send what is missing"
+    )
 
     command = add(ui, "ui", "open the project's runs in MLflow's own pages")
     command.add_argument("run", nargs="?", help="show this run, as for show")
@@ -149,10 +152,20 @@ def sync(args: argparse.Namespace, display: Display) -> int:
     project = Project.find(Path.cwd())
     wanted = [find(project, args.run)[1]] if args.run else folders(project.runs)
     replies = []
-    for reply in tracking.sync(wanted, project):
-        replies.append(reply)
-        display.line(f"{reply.run}  {reply.text}")
-        display.notice_hints(reply.hints)
+    with display.step("mlflow") as step:
+
+        def say(told: tracking.Progress) -> None:
+            done, all_of_it = report.size(told.bytes), report.size(told.of_bytes)
+            step.say(f"{told.run}  file {told.files:,} of {told.of_files:,}, {done} of {all_of_it}")
+
+        for reply in tracking.sync(wanted, project, verify=args.all, say=say):
+            replies.append(reply)
+            display.line(f"{reply.run}  {reply.text}")
+            for remark in reply.remarks:
+                display.notice(f"MLflow: {remark}")
+            display.notice_hints(reply.hints)
+        missing = sum(not reply.ok for reply in replies)
+        step.detail = f"{report.many(len(replies), 'run')}" + (f", {missing:,} not in MLflow" if missing else "")
     if args.json:
         print(report.as_json(replies))
     return ExitCode.OK if all(reply.ok for reply in replies) else ExitCode.ENVIRONMENT

@@ -106,7 +106,9 @@ def parse(lines: list[bytes], *, first: int, run: str, started: int) -> Events:
         elif event.get("t") in ("p", "tag") and "k" in event and "v" in event:
             (params if event["t"] == "p" else tags).append(Note(key=str(event["k"]), value=_text(event["v"])))
         elif "t" not in event:
-            metrics += _friendly(event, number, started)
+            points = list(_friendly(event, number, started))
+            metrics += filter(None, points)
+            unread += None in points
         else:
             unread += 1
     return Events(metrics=tuple(metrics), params=tuple(params), tags=tuple(tags), nested=nested, unread=unread)
@@ -123,13 +125,11 @@ def _object(line: bytes) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _friendly(event: dict[str, Any], number: int, started: int) -> Iterator[Metric]:
-    """{"step": 3, "loss": 0.5}: each numeric member is a metric."""
+def _friendly(event: dict[str, Any], number: int, started: int) -> Iterator[Metric | None]:
+    """{"step": 3, "loss": 0.5}: each numeric member is a metric; None is one at no step or time that there is."""
     for key, value in event.items():
-        if key not in ("step", "ts", "r"):
-            point = _metric(key, value, event.get("ts"), event.get("step", number), started)
-            if point:
-                yield point
+        if key not in ("step", "ts", "r") and _number(value) is not None:
+            yield _metric(key, value, event.get("ts"), event.get("step", number), started)
 
 
 def _metric(key: Any, value: Any, timestamp: Any, step: Any, started: int) -> Metric | None:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import re
-import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Mapping
 from datetime import datetime, timezone
 from ipaddress import ip_address
 from pathlib import Path
@@ -18,120 +16,134 @@ from urllib.parse import unquote, urlsplit
 import msgspec
 
 from repro import journal, ledger, store, view
+from repro.client import TrackedRun, TrackingClient, TrackingError
+from repro.delivery import Delivery, Gone, Names
 from repro.errors import ReproError
-from repro.journal import Events, Position
+from repro.journal import Events, Note, Position
 from repro.project import ignored_folder
 from repro.record import Record, RunFolder, write_atomic
 from repro.tracking import State, state
+from repro.upload import Amount, Shipment
 
-SAVE_SECONDS = 2.0  # points sent since the last save would be sent again after a crash, which MLflow does not mind
-REJECTED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
+SAVE_SECONDS = 2.0  # points sent since the last save are looked for in MLflow after a crash
+TURN_SECONDS = 2.0  # of one run, after its end, before the others have theirs
+RESTS = 60  # times the processor time that sending took, before the next sending while a run goes on
+REST_SECONDS = 0.6  # at most: a point is to be readable within a second
 COLLISION = re.compile("unique|duplicate", re.IGNORECASE)  # in the words of sqlite, PostgreSQL and MySQL
 REMARKS = 20
+SUBJECTS = 1000  # of one kind of oddity, noted by name
 EXPERIMENTS = 200  # in which other runs of an image are looked for
 NO_RUN = "no run took place"
-
-
-class Gone(Exception):  # noqa: N818 - no error: nothing is left to do
-    """The run was discarded here, or deleted in MLflow on purpose."""
+Say = Callable[[Amount, Amount], None]  # files and bytes that are there, of how many
 
 
 class Publication:
     """The way of one run into MLflow. What is there already is never sent twice, or is the same when it is."""
 
-    def __init__(self, folder: RunFolder, uri: str, client: Any) -> None:
+    def __init__(self, folder: RunFolder, uri: str, client: TrackingClient) -> None:
         self.folder, self.uri, self.client = folder, uri, client
         known = state(folder)
         self.state = known if known and known.uri == uri else State(uri=uri)
-        self.artifact_uri: str | None = None  # known once the run is open
+        self.run: TrackedRun | None = None  # known once it is open, as is `delivery`
+        self.delivery: Delivery
+        self.repaired: tuple[str, ...] = ()
+        self._record: tuple[tuple[int, ...], Record] | None = None
+        self._doubtful: dict[str, int] = {}  # journal file -> up to where points may have been sent before
         self._saved = 0.0
         self._unsaved = False
+        self._rests_until = 0.0
 
     def advance(self, *, last: bool) -> bool:
-        """One step nearer; True when the run is over and all of it is in MLflow. `last`: all that is there now.
+        """One step nearer; True when the run is over and all but its files is in MLflow. `last`: all that is there now.
 
         Raises:
             Gone: there is nothing to show, or MLflow's user does not want it.
         """
         record = self._read()
-        if self.artifact_uri is None:
+        if self.run is None:
             self._open(record)
         self._describe(record)
-        while self._drain(record) and (last or record.ended):
-            pass
-        if record.ended is None:
+        more = self._catch_up(record, last=last)
+        if self.state.failure:
+            self._note(failure="")
+            self.save()
+        if record.ended is None or more:
             return False
         if not self.state.ended:
             self._end(record)
-        if not self.state.artifacts:
-            self._artifacts()
         return True
 
+    @property
+    def reached(self) -> object:
+        """How far it is: a value that differs when it is further."""
+        known = self.state
+        sent = (dict(self.delivery.sent), self.delivery.found) if self.run else None
+        return known.run, known.described, known.positions, known.ended, sent
+
     def _read(self) -> Record:
-        if not self.folder.record.exists():  # the command was not found, say
+        try:
+            found = self.folder.record.stat()
+        except FileNotFoundError:  # the command was not found, say
             if self.state.run:
                 self.client.delete_run(self.state.run)
             self.folder.tracking.unlink(missing_ok=True)
-            raise Gone(NO_RUN)
-        return self.folder.read()
+            raise Gone(NO_RUN) from None
+        signature = (found.st_mtime_ns, found.st_ino, found.st_size)
+        if self._record is None or self._record[0] != signature:
+            self._record = signature, self.folder.read()
+        return self._record[1]
 
     # the run in MLflow ------------------------------------------------------------------------------------------
 
     def _open(self, record: Record) -> None:
         """Find the run, or create it: a crash between its creation and our note of it must not make a second one."""
         experiment = self._experiment(record)
-        run = self._known_run() or self._find(experiment, record) or self._create(experiment, record)
-        if run.info.lifecycle_stage != "active":
+        found = self._known_run() or self._find(experiment, record)
+        run = found or self._create(experiment, record)
+        if not run.active:
             raise Gone("deleted in MLflow, and left so")
-        if run.info.run_id != self.state.run:
-            self.state = State(uri=self.uri, experiment_id=experiment, run=run.info.run_id)
+        known = run.id == self.state.run
+        if not known:
+            self.state = State(uri=self.uri, experiment_id=experiment, run=run.id)
             self.save()
-        self.artifact_uri = run.info.artifact_uri
+        taken: dict[str, Collection[str]] = {"metric": run.metrics, "param": run.params, "tag": run.tags}
+        names = Names(self.state.names, taken, complete=known)
+        names.reserve("param", view.param_names(record.planned.config))
+        self.delivery = Delivery(self.client, run, names, self._odd, self._keep)
+        if found:
+            self._doubt()
+        self.run = run
 
-    def _known_run(self) -> Any:
-        from mlflow.exceptions import MlflowException
+    def _known_run(self) -> TrackedRun | None:
+        return self.client.run(self.state.run) if self.state.run else None  # None: the store was thrown away
 
-        if not self.state.run:
-            return None
-        try:
-            return self.client.get_run(self.state.run)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            return None  # the store was thrown away: fill the new one
-
-    def _find(self, experiment: str, record: Record) -> Any:
-        from mlflow.entities import ViewType
-
+    def _find(self, experiment: str, record: Record) -> TrackedRun | None:
         wanted = f"tags.`run` = '{record.planned.run}'"
-        return next(iter(self.client.search_runs([experiment], wanted, ViewType.ALL, max_results=1)), None)
+        return next(iter(self.client.find_runs([experiment], wanted, limit=1, deleted=True)), None)
 
-    def _create(self, experiment: str, record: Record) -> Any:
-        started = record.started.at if record.started else record.planned.created
+    def _create(self, experiment: str, record: Record) -> TrackedRun:
         return self.client.create_run(
-            experiment, start_time=_ms(started), tags=view.tags(record), run_name=record.planned.run
+            experiment, name=record.planned.run, started=_began(record), tags=view.tags(record)
         )
 
     def _experiment(self, record: Record) -> str:
-        from mlflow.exceptions import MlflowException
-
         name = record.planned.tracking_experiment
-        found = self.client.get_experiment_by_name(name)
+        found = self.client.experiment(name)
         if found is None:
             tags = {"mlflow.experimentKind": "custom_model_development"}
             tags[f"mlflow.sharedViewState.{view.VIEW}"] = view.saved_view((), _ms(record.planned.created))
             try:
-                return str(self.client.create_experiment(name, self._location(record), tags))
-            except MlflowException as error:
-                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                return self.client.create_experiment(name, self._location(record), tags)
+            except TrackingError as error:
+                if error.code != "RESOURCE_ALREADY_EXISTS":
                     raise
-            found = self.client.get_experiment_by_name(name)  # another process was faster
-        if found.lifecycle_stage != "active":
+            found = self.client.experiment(name)  # another process was faster
+        if found is None or not found.active:
             raise ReproError(
                 f"the experiment {name!r} is deleted in MLflow",
-                hints=[f"MLFLOW_TRACKING_URI={self.uri} mlflow experiments restore -x {found.experiment_id}"],
+                hints=[f"MLFLOW_TRACKING_URI={self.uri} mlflow experiments restore -x {found.id if found else name}"],
             )
-        return str(found.experiment_id)
+        return found.id
 
     def _location(self, record: Record) -> str | None:
         """Artifacts of a sqlite store lie beside it, wherever this process runs; others choose by themselves."""
@@ -146,16 +158,9 @@ class Publication:
         """Tags as far as they are known; parameters and datasets, which never change, once."""
         if self.state.described == record.state:
             return
-        from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
-
-        self._send("tags", [RunTag(key, value) for key, value in view.tags(record).items()])
+        self.delivery.tags(_notes(view.tags(record)))
         if not self.state.described:
-            self._send("params", [Param(key, value) for key, value in view.params(record.planned.config).items()])
-            for used in map(view.dataset, record.planned.data):
-                dataset = Dataset(
-                    used.name, used.digest, used.source_type, used.source, schema=None, profile=used.profile
-                )
-                self._input(DatasetInput(dataset, [InputTag("mlflow.data.context", used.context)]))
+            self._inputs(record, there=())
         if not self.state.compared:
             self._compare(record)
         self._note(described=record.state)
@@ -166,92 +171,105 @@ class Publication:
         image = record.planned.image
         if image.content and not image.drift:  # else this machine has told already, and knows better what differs
             with contextlib.suppress(Exception):  # a store may keep other people's experiments from us
-                experiments = self.client.search_experiments(max_results=EXPERIMENTS)
+                experiments = self.client.experiments(EXPERIMENTS)
                 wanted = f"tags.`image_spec` = '{image.spec}' and tags.`image_content` != '{image.content}'"
-                ids = [each.experiment_id for each in experiments]
-                for other in self.client.search_runs(ids, wanted, max_results=1):
-                    tags = other.data.tags
-                    self.client.set_tag(self.state.run, "drift", view.drift(tags, image))
+                for other in self.client.find_runs([each.id for each in experiments], wanted, limit=1):
+                    tags = other.tags
+                    self.client.log(self.state.run, tags=_notes({"drift": view.drift(tags, image)}))
                     self._remark(f"drift: {view.drift(tags, image)}")
-                    at = datetime.fromtimestamp(other.info.start_time / 1000, timezone.utc)
+                    at = datetime.fromtimestamp(other.started / 1000, timezone.utc)
                     known = {"content": tags["image_content"], "image": tags["image_id"], "run": tags["run"]}
                     ledger.hear(image.spec, **known, at=at)
         self._note(compared=True)
 
-    def _input(self, dataset: Any) -> None:
-        """Log a dataset. MLflow looks for it first and inserts it later: runs that begin together collide, once."""
-        from mlflow.exceptions import MlflowException
+    def _inputs(self, record: Record, there: Container[tuple[str, str]]) -> int:
+        """Parameters and datasets; how many datasets were not `there`."""
+        config = record.planned.config
+        paths = view.param_names(config)
+        values = {paths[name]: value for name, value in view.params(config).items()}
+        self.delivery.settings(values, {paths[name]: length for name, length in view.long_params(config).items()})
+        wanted = [used for used in map(view.dataset, record.planned.data) if (used.name, used.digest) not in there]
+        for used in wanted:
+            self._input(used)
+        return len(wanted)
 
+    def _input(self, dataset: view.Dataset) -> None:
+        """Log a dataset. MLflow looks for it first and inserts it later: runs that begin together collide, once."""
         try:
-            self.client.log_inputs(self.state.run, [dataset])
-        except MlflowException as error:
+            self.client.log_dataset(self.state.run, dataset)
+        except TrackingError as error:
             if not COLLISION.search(str(error)):
                 raise
-            self.client.log_inputs(self.state.run, [dataset])  # now it finds the other run's
+            self.client.log_dataset(self.state.run, dataset)  # now it finds the other run's
 
     # the journal ------------------------------------------------------------------------------------------------
 
+    def _catch_up(self, record: Record, *, last: bool) -> bool:
+        """Send what is new; True when that was enough for one turn, and there may be more."""
+        begun = time.monotonic()
+        if not last and not record.ended and begun < self._rests_until:
+            return False
+        while self._drain(record):
+            if not last and (not record.ended or time.monotonic() - begun > TURN_SECONDS):
+                return True
+        return False
+
     def _drain(self, record: Record) -> bool:
         """Send the next block of each journal file; False when there was nothing new."""
-        started = _ms(record.started.at if record.started else record.planned.created)
+        begun = time.thread_time()
         moved = False
         for path in journal.files(self.folder.journal):
             position = self.state.positions.get(path.name, Position())
-            events, then = journal.read(path, position, run=record.planned.run, started=started)
+            if _size(path) == position.bytes:
+                continue
+            events, then = journal.read(path, position, run=record.planned.run, started=_began(record))
             if then == position:
                 continue
-            self._ingest(events)
-            self._note(
-                positions={**self.state.positions, path.name: then},
-                nested=self.state.nested + events.nested,
-                unread=self.state.unread + events.unread,
-            )
+            self._ingest(events, path.name, then)
             moved = True
+        if moved:
+            rest = min(REST_SECONDS, RESTS * (time.thread_time() - begun))
+            self._rests_until = time.monotonic() + rest
         if self._unsaved and time.monotonic() - self._saved > SAVE_SECONDS:
             self.save()
         return moved
 
-    def _ingest(self, events: Events) -> None:
-        from mlflow.entities import Metric, Param, RunTag
+    def _doubt(self) -> None:
+        """All that is in the journal now may have been sent: an answer was lost, or whoever sent it died."""
+        self._doubtful = {path.name: _size(path) for path in journal.files(self.folder.journal)}
+        self.delivery.doubt()
+        self._trust()
 
+    def _trust(self) -> None:
+        """Where nothing doubtful is left, MLflow need not be asked what it has."""
+        known = self.state.positions
+        left = {name: end for name, end in self._doubtful.items() if known.get(name, Position()).bytes < end}
+        if not left:
+            self.delivery.trust()
+        self._doubtful = left
+
+    def _ingest(self, events: Events, name: str, then: Position) -> None:
+        before = self.state
+        try:
+            self._deliver(events)
+        except Exception:
+            self.state = msgspec.structs.replace(before, names=self.state.names)
+            self._doubt()
+            raise
+        self._note(
+            positions={**self.state.positions, name: then},
+            nested=self.state.nested + events.nested,
+            unread=self.state.unread + events.unread,
+        )
+        self._trust()
+
+    def _deliver(self, events: Events) -> None:
         refused = sorted({tag.key for tag in events.tags if not view.settable(view.key(tag.key))})
         for name in refused:
-            self._remark(f"tag {name}: it says what repro knows, an experiment cannot set it")
-        self._rename_remarks([*events.metrics, *events.params, *events.tags])
-        points = events.metrics
-        self._send("metrics", [Metric(view.key(p.key), p.value, p.timestamp, p.step) for p in points])
-        self._send("params", [Param(view.key(p.key), view.cut(p.value, view.PARAM_LIMIT)) for p in events.params])
-        tags = [tag for tag in events.tags if tag.key not in refused]
-        self._send("tags", [RunTag(view.key(tag.key), view.cut(tag.value, view.TAG_LIMIT)) for tag in tags])
-
-    def _rename_remarks(self, items: Sequence[Any]) -> None:
-        for name in sorted({item.key for item in items}):
-            if view.key(name) != name:
-                self._remark(
-                    f"{view.cut(name, 60)!r} is {view.cut(view.key(name), 60)!r} there, which has stricter names"
-                )
-
-    def _send(self, kind: str, items: list[Any]) -> None:
-        """Log items; what MLflow refuses for its own sake is singled out and remarked, the rest arrives."""
-        from mlflow.exceptions import MlflowException
-
-        if not items:
-            return
-        try:
-            self.client.log_batch(self.state.run, **{kind: items}, synchronous=True)
-        except MlflowException as error:
-            if error.error_code not in REJECTED:
-                raise
-            if self.client.get_run(self.state.run).info.lifecycle_stage != "active":
-                raise Gone("deleted in MLflow, and left so") from error
-            if len(items) == 1:
-                changed = "Changing param values" in str(error)
-                why = "it has another value there, and MLflow keeps the first" if changed else _first_line(error)
-                self._remark(f"{kind[:-1]} {view.cut(items[0].key, 60)}: {why}")
-                return
-            half = len(items) // 2
-            self._send(kind, items[:half])
-            self._send(kind, items[half:])
+            self._odd("ours", name)
+        self.delivery.metrics(events.metrics)
+        self.delivery.params(events.params)
+        self.delivery.tags([tag for tag in events.tags if tag.key not in refused])
 
     # the end ----------------------------------------------------------------------------------------------------
 
@@ -262,29 +280,68 @@ class Publication:
             self._remark(f"{self.state.nested} journal lines of nested runs stay in the journal")
         if self.state.unread:
             self._remark(f"{self.state.unread} journal lines could not be read")
-        self.client.set_terminated(self.state.run, status=view.status(ended.end), end_time=_ms(ended.at))
+        self.client.terminate(self.state.run, view.status(ended.end), _ms(ended.at))
         self._note(ended=True)
         self.save()
         with contextlib.suppress(Exception):  # columns of a list: MLflow's own format, worth no failure
-            shown = view.saved_view(self.client.get_run(self.state.run).data.metrics, _ms(ended.at))
-            self.client.set_experiment_tag(self.state.experiment_id, f"mlflow.sharedViewState.{view.VIEW}", shown)
+            now = self.client.run(self.state.run)
+            shown = view.saved_view(now.metrics if now else (), _ms(ended.at))
+            self.client.tag_experiment(self.state.experiment_id, f"mlflow.sharedViewState.{view.VIEW}", shown)
 
-    def _artifacts(self) -> None:
-        """Link the run's files into a local store, upload them to any other."""
-        uri = self.artifact_uri or ""
-        target = self._local_target(uri)
+    def ship(self, say: Say) -> None:
+        """Link the run's files into a local store, upload them to any other. It may take hours, so it may be called
+        in a thread of its own, when `advance` has said that the rest is there."""
+        if self.state.artifacts:
+            return
+        sent = self._ship(say, fresh=not self.state.shipping)
+        self._note(artifacts=True, shipping=False, failure="")
+        self.save()
+        if sent.files and self.delivery.repair:
+            self.repaired += (f"{sent.files:,} artifacts",)
+
+    def _ship(self, say: Say, *, fresh: bool) -> Amount:
+        assert self.run is not None  # noqa: S101 - `advance` has opened it
+        shipment = Shipment(artifacts(self.folder), say, self._odd, fresh=fresh)
+        target = self._local_target(self.run.artifact_uri)
         if target is None:
-            for path, name in artifacts(self.folder):
-                self.client.log_artifact(self.state.run, str(path), os.path.dirname(name) or None)  # noqa: PTH120
+            self._note(shipping=True)
+            self.save()
+            shipment.upload(self.client, self.run)
         elif self.uri.startswith("http") and not _here(self.uri):
-            self._remark(f"no artifacts: the server keeps them in {uri}, a folder of its own machine")
+            self._remark(f"no artifacts: the server keeps them in {self.run.artifact_uri}, a folder of its own machine")
         else:
             if file := store.sqlite_file(self.uri):
                 ignored_folder(store.artifacts(file))  # else the next snapshot of the code would hold these outputs
-            for path, name in artifacts(self.folder):
-                link(path, target / name)
-        self._note(artifacts=True)
-        self.save()
+            shipment.link(target)
+        return shipment.sent
+
+    # all over again ---------------------------------------------------------------------------------------------
+
+    def verify(self) -> None:
+        """Compare all that should be in MLflow with what is there, and send what is missing; files are for `ship`.
+
+        What somebody changed in MLflow (a description, a tag) stays as it is.
+        """
+        record, run = self._read(), self.client.run(self.state.run)
+        if run is None or not run.active:
+            raise Gone("deleted in MLflow, and left so")
+        sent = self.delivery.sent
+        sent.clear()
+        self.delivery.begin_repair(run)
+        self.delivery.tags(_notes(view.tags(record)))
+        if datasets := self._inputs(record, there=run.datasets):
+            sent["datasets"] = datasets
+        for path in journal.files(self.folder.journal):
+            position, end = Position(), self.state.positions.get(path.name, Position())
+            while position.bytes < end.bytes:
+                events, position = journal.read(path, position, run=record.planned.run, started=_began(record))
+                self._deliver(events)
+        if record.ended:
+            self._note(artifacts=False, shipping=True)
+            if (run.status, run.ended) != (view.status(record.ended.end), _ms(record.ended.at)):
+                self.client.terminate(run.id, view.status(record.ended.end), _ms(record.ended.at))
+                sent["status"] = 1
+        self.repaired = tuple("the status" if what == "status" else f"{sent[what]:,} {what}" for what in sent)
 
     def _local_target(self, uri: str) -> Path | None:
         """The folder for the artifacts of this run, if it is one of this machine's."""
@@ -312,10 +369,26 @@ class Publication:
         if text not in self.state.remarks and len(self.state.remarks) < REMARKS:
             self._note(remarks=(*self.state.remarks, text))
 
+    def _odd(self, kind: str, subject: str) -> None:
+        """MLflow could not take something as it was: told once, when the run is over."""
+        known = self.state.oddities.get(kind, ())
+        if subject not in known and len(known) < SUBJECTS:
+            self._note(oddities={**self.state.oddities, kind: (*known, subject)})
+
+    def _keep(self) -> None:
+        """The names that the next request uses must be known to whoever comes after us."""
+        self._note(names={kind: dict(names) for kind, names in self.delivery.names.renamed.items()})
+        self.save()
+
     def save(self) -> None:
         """Write tracking.json."""
-        write_atomic(self.folder.tracking, msgspec.json.format(msgspec.json.encode(self.state), indent=2) + b"\n")
+        save(self.folder, self.state)
         self._saved, self._unsaved = time.monotonic(), False
+
+
+def save(folder: RunFolder, known: State) -> None:
+    """Write the tracking.json of a run."""
+    write_atomic(folder.tracking, msgspec.json.format(msgspec.json.encode(known), indent=2) + b"\n")
 
 
 def artifacts(folder: RunFolder) -> Iterator[tuple[Path, str]]:
@@ -331,43 +404,6 @@ def artifacts(folder: RunFolder) -> Iterator[tuple[Path, str]]:
                     yield path, path.relative_to(folder.path).as_posix()
 
 
-def link(source: Path, target: Path) -> None:
-    """The same bytes under a second name; a copy where the file systems differ."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    short = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]  # names may be as long as the disk allows
-    temporary = target.with_name(f".{short}.repro")
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(source, temporary, follow_symlinks=False)
-    except OSError:
-        shutil.copy2(source, temporary, follow_symlinks=False)
-    temporary.replace(target)
-    temporary.unlink(missing_ok=True)  # a rename between two names of one file does nothing
-
-
-def explain(error: Exception, uri: str) -> tuple[str, tuple[str, ...]]:
-    """What a failure of MLflow's means, in one line, and what to try."""
-    if isinstance(error, ReproError):
-        return " · ".join([error.what, *error.evidence]), error.hints
-    text = _first_line(error)
-    if "Invalid Host header" in str(error):
-        host = urlsplit(uri).netloc
-        return (
-            f"the tracking server refuses the name {host} (403 Invalid Host header)",
-            (f"start it with `mlflow server --allowed-hosts {host}`", "or name it by its IP address"),
-        )
-    for sign in ("Connection refused", "Name or service not known", "timed out", "Max retries exceeded"):
-        if sign in str(error):
-            return f"the tracking server {uri} does not answer ({sign})", ("start it, or name another: tracking.uri=…",)
-    if re.search(r"\b(401|403)\b", text):
-        return f"the tracking server {uri} refuses us: {text}", ("MLFLOW_TRACKING_USERNAME and _PASSWORD, or _TOKEN",)
-    return text, ()
-
-
-def _first_line(error: Exception) -> str:
-    return view.cut((str(error).strip() or type(error).__name__).splitlines()[0], 300)
-
-
 def _here(uri: str) -> bool:
     """Whether a server is on this machine, as far as its address tells."""
     host = urlsplit(uri).hostname or ""
@@ -378,3 +414,18 @@ def _here(uri: str) -> bool:
 
 def _ms(when: datetime) -> int:
     return int(when.timestamp() * 1000)
+
+
+def _began(record: Record) -> int:
+    return _ms(record.started.at if record.started else record.planned.created)
+
+
+def _notes(texts: Mapping[str, str]) -> list[Note]:
+    return [Note(key=key, value=value) for key, value in texts.items()]
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat(follow_symlinks=False).st_size
+    except OSError:
+        return 0

@@ -7,26 +7,35 @@ left to send after a run's end is sent although the command that ran it has gone
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import select
 import sys
+import threading
 import time
 import warnings
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any
 
 import msgspec
 from filelock import FileLock, Timeout
 
-from repro import store
+from repro import restclient, sdkclient, store, view
+from repro.client import TrackingClient, UnreachableError
+from repro.delivery import Gone
 from repro.errors import ReproError
-from repro.publication import NO_RUN, Gone, Publication, explain
+from repro.faults import explain
+from repro.publication import NO_RUN, Publication, save
 from repro.record import RunFolder
-from repro.tracking import Order, Ready, Reply
+from repro.tracking import UNANSWERED, Order, Progress, Ready, Reply, State, state
+from repro.upload import Amount
 
 POLL = 0.2  # seconds
 BACKOFF = (0.5, 5.0)  # seconds: after the first failure, at most
+TELL_SECONDS = 0.5
+SHIPPERS = 2  # runs whose files are sent at once
 GRACE = 10.0  # seconds for which a store may still be unfit after the end of a run
 log = logging.getLogger("repro.publisher")
 
@@ -46,22 +55,41 @@ def main() -> None:
 
 def warm(uri: str) -> None:
     """Import what a store of this kind needs: these seconds are the reason for this process."""
+    if restclient.speaks(uri, os.environ):
+        import requests  # noqa: F401
+
+        return
     import mlflow.tracking.client
 
     if uri.startswith(store.DATABASES):
         import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
 
 
+class Outage:
+    """A store that gave no answer: other runs need not wait for it too."""
+
+    def __init__(self, error: UnreachableError, until: float) -> None:
+        self.error, self.until = error, until
+
+
 class Task:
     """An order, as far as it has come."""
 
-    def __init__(self, order: Order) -> None:
+    def __init__(
+        self, order: Order, outages: dict[str, Outage] | None = None, tell: Callable[[Progress], None] | None = None
+    ) -> None:
         self.order = order
         self.folder = RunFolder(Path(order.folder))
         self.run, self.uri = self.folder.path.name, order.uri or ""
         self.lock = FileLock(self.folder.path / ".tracking.lock", timeout=0)
+        self.outages: dict[str, Outage] = {} if outages is None else outages
+        self.tell = tell
+        self.told = 0.0
         self.publication: Publication | None = None
+        self.shipping: Future[None] | None = None
+        self.verified = order.action != "verify"
         self.failures = 0
+        self.reached: object = None  # by the publication, at the last failure
         self.next_try = 0.0
         self.give_up: float | None = None
 
@@ -69,41 +97,99 @@ class Task:
         """Go on. A reply when nothing is left to do, or nothing can be done; `last`: nobody waits for the run's end."""
         if now < self.next_try:
             return None
-        last = last or self.order.action == "sync"
+        last = last or self.order.action != "follow"
         try:
-            done = self._advance(last=last)
+            done = self._advance(now, last=last)
         except Gone as gone:
             return self._reply(ok=True, reason=str(gone))
         except Timeout:
             busy = "another process is bringing it there right now"
             # of a run that goes on, that is the command which runs it: all is well
-            return self._reply(ok=True, reason=busy) if last and not self._over() else self._failed(now, last, busy, ())
+            if last and not self._over():
+                return self._reply(ok=True, reason=busy)
+            return self._failed(last, busy, (), grace=2 * GRACE)  # it gives up before, or is done
         except Exception as error:  # noqa: BLE001 - MLflow raises of everything, and no other run must end for it
             log.info("%s: %s: %s", self.run, type(error).__name__, error)
-            return self._failed(now, last, *explain(error, self.uri))
+            reason, hints = explain(error, self.uri)
+            self._note_failure(reason)
+            reply = self._failed(last, reason, hints)
+            if isinstance(error, UnreachableError):
+                self.outages.setdefault(self.uri, Outage(error, self.next_try))
+            return reply
         self.failures = 0
-        return self._reply(ok=True) if done or last else None
+        return self._reply(ok=True) if done else None
 
-    def _advance(self, *, last: bool) -> bool:
-        if self.publication is None:
-            if not self.folder.record.exists():
-                raise Gone(NO_RUN)
-            if not self.lock.is_locked:
-                self.lock.acquire()
-            planned = self.folder.read().planned
-            self.run, self.uri = planned.run, self.order.uri or planned.tracking_uri or ""
-            if not self.uri:  # MLflow would choose a store by itself
-                raise Gone("tracking was off for this run")
-            store.prepare(self.uri)
-            self.publication = Publication(self.folder, self.uri, _client(self.uri))
-        return self.publication.advance(last=last)
+    def _advance(self, now: float, *, last: bool) -> bool:
+        """True when all is there that there is to be."""
+        publication = self.publication = self.publication or self._begin(now)
+        if self.shipping is None:
+            self._mind_outage(now)
+            over = publication.advance(last=last)
+            if not self.verified:
+                publication.verify()
+                self.verified = True
+            if not over:
+                return last
+            self.shipping = _threads().submit(publication.ship, self._progress)
+        wait([self.shipping], POLL)
+        if not self.shipping.done():
+            return False
+        ended, self.shipping = self.shipping, None
+        ended.result()
+        return True
 
-    def _failed(self, now: float, last: bool, reason: str, hints: tuple[str, ...]) -> Reply | None:
+    def _begin(self, now: float) -> Publication:
+        if not self.folder.record.exists():
+            raise Gone(NO_RUN)
+        if not self.lock.is_locked:
+            self.lock.acquire()
+            self.folder.tidy(self.folder.tracking)
+        planned = self.folder.read().planned
+        self.run, self.uri = planned.run, self.order.uri or planned.tracking_uri or ""
+        if not self.uri:  # MLflow would choose a store by itself
+            raise Gone("tracking was off for this run")
+        self._mind_outage(now)
+        if self.uri.startswith("http") and state(self.folder) is None:  # a run may be over before the first time-out
+            self._note_failure(f"the tracking server {self.uri} {UNANSWERED}")
+        store.prepare(self.uri)
+        return Publication(self.folder, self.uri, connect(self.uri))
+
+    def _mind_outage(self, now: float) -> None:
+        outage = self.outages.get(self.uri)
+        if outage and now < outage.until:
+            raise outage.error
+        self.outages.pop(self.uri, None)
+
+    def _progress(self, done: Amount, total: Amount) -> None:
+        """Tell who waits for it of files on their way; in the thread that sends them."""
+        now = time.monotonic()
+        if self.tell and self.order.action != "follow" and now - self.told > TELL_SECONDS:
+            self.told = now
+            of = {"of_files": total.files, "of_bytes": total.bytes}
+            self.tell(Progress(run=self.run, files=done.files, bytes=done.bytes, **of))
+
+    def _note_failure(self, reason: str) -> None:
+        """Let who asks for the run's place in MLflow know why it is not there."""
+        known = self.publication.state if self.publication else state(self.folder)
+        known = known or State(uri=self.uri)
+        if known.uri != self.uri or known.failure == reason or not self.folder.record.exists():
+            return
+        known = msgspec.structs.replace(known, failure=reason)
+        if self.publication:
+            self.publication.state = known
+        with contextlib.suppress(OSError):
+            save(self.folder, known)
+
+    def _failed(self, last: bool, reason: str, hints: tuple[str, ...], grace: float = 0.0) -> Reply | None:
         """Try again later, but not for ever once the run is over."""
+        now = time.monotonic()  # the failure may have taken its time
+        reached = self.publication.reached if self.publication else None
+        if reached != self.reached:  # it goes on, with failures in between
+            self.reached, self.failures, self.give_up = reached, 0, None
         self.failures += 1
         self.next_try = now + min(BACKOFF[0] * 2 ** (self.failures - 1), BACKOFF[1])
         if self.give_up is None and (last or self._over()):
-            self.give_up = now + (0.0 if self.order.action == "sync" else GRACE)
+            self.give_up = now + (GRACE if self.order.action == "follow" else grace)
         if self.give_up is None or now < self.give_up:
             return None
         return self._reply(ok=False, reason=reason, hints=hints)
@@ -125,7 +211,8 @@ class Task:
             uri=self.uri,
             reason=reason,
             hints=hints,
-            remarks=known.remarks if known else (),
+            remarks=(*known.remarks, *view.remarks(known.oddities)) if known else (),
+            repaired=self.publication.repaired if self.publication else (),
         )
 
     def close(self) -> None:
@@ -148,11 +235,13 @@ class Task:
 
 
 class Publisher:
-    """Runs the tasks in turns, in one thread: MLflow's stores want no more."""
+    """Runs the tasks in turns, in one thread: MLflow's stores want no more. Files are sent in others."""
 
     def __init__(self, orders: int, replies: int) -> None:
         self.orders, self.replies = orders, replies
         self.tasks: list[Task] = []
+        self.outages: dict[str, Outage] = {}
+        self.mouth = threading.Lock()
         self.open = True
         self.buffer = b""
 
@@ -175,18 +264,25 @@ class Publisher:
         chunk = os.read(self.orders, 1 << 16)
         self.open = bool(chunk)
         *lines, self.buffer = (self.buffer + chunk).split(b"\n")
-        self.tasks += [Task(msgspec.json.decode(line, type=Order)) for line in lines]
+        self.tasks += [Task(msgspec.json.decode(line, type=Order), self.outages, self._tell) for line in lines]
 
-    def _tell(self, reply: Reply) -> None:
-        log.info("%s: %s", reply.run, reply.text)
-        with contextlib.suppress(OSError):  # who asked may have gone
-            os.write(self.replies, msgspec.json.encode(reply) + b"\n")
+    def _tell(self, said: Reply | Progress) -> None:
+        if isinstance(said, Reply):
+            log.info("%s: %s", said.run, said.text)
+        with self.mouth, contextlib.suppress(OSError):  # who asked may have gone
+            os.write(self.replies, msgspec.json.encode(said) + b"\n")
 
 
-def _client(uri: str) -> Any:
-    from mlflow import MlflowClient
+@functools.cache
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(SHIPPERS)
 
-    return MlflowClient(tracking_uri=store.with_password(uri, os.environ))
+
+def connect(uri: str, environ: Mapping[str, str] = os.environ) -> TrackingClient:
+    """The client for a store: our own for a server, MLflow's for all others."""
+    if restclient.speaks(uri, environ):
+        return restclient.RestClient(uri, environ)
+    return sdkclient.SdkClient(store.with_password(uri, environ))
 
 
 if __name__ == "__main__":

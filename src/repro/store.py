@@ -20,6 +20,7 @@ from repro.project import cache_folder
 
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 SERVERS = ("http", "https", "databricks")
+BUSY_SECONDS = 5.0  # for which another program may hold a database
 
 
 def resolve_uri(configured: str | None, root: Path) -> str:
@@ -100,10 +101,12 @@ def prepare(uri: str) -> None:
             _create(file)
         found = _version(file)
     except (OSError, sqlite3.DatabaseError) as error:
+        locked = "database is locked" in str(error)
+        mend = "make it writable, or move it away: `repro sync` fills a new one"
         raise EnvironmentUnfitError(
             f"the tracking store {file} cannot be used",
             evidence=[str(error)],
-            hints=["make it writable, or move it away: `repro sync` fills a new one", "another: tracking.uri=…"],
+            hints=["end what writes to it; then `repro sync`" if locked else mend, "another: tracking.uri=…"],
         ) from error
     _require_version(uri, file, found)
 
@@ -163,7 +166,7 @@ def _umask() -> int:
 
 
 def _execute(file: Path, statement: str, *values: str) -> list[tuple[str]]:
-    connection = sqlite3.connect(file, timeout=20)
+    connection = sqlite3.connect(file, timeout=BUSY_SECONDS)
     try:
         with connection:
             return connection.execute(statement, values).fetchall()

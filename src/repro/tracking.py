@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -29,6 +29,7 @@ from repro.record import Planned, RunFolder
 CATCH_UP_SECONDS = 2.0
 SYNC_SECONDS = 3600.0  # a large upload takes its time
 LOG_LIMIT = 1 << 20  # bytes
+UNANSWERED = "has not answered yet"
 
 
 class State(Value, frozen=True, kw_only=True):
@@ -44,19 +45,35 @@ class State(Value, frozen=True, kw_only=True):
     artifacts: bool = False
     nested: int = 0  # journal lines of nested runs
     unread: int = 0  # journal lines that say nothing we know
-    remarks: tuple[str, ...] = ()  # what MLflow would not take
+    shipping: bool = False  # artifacts are on their way, so some may be there
+    remarks: tuple[str, ...] = ()
+    names: dict[str, dict[str, str]] = msgspec.field(
+        default_factory=dict
+    )  # kind -> ours -> MLflow's, where they differ
+    oddities: dict[str, tuple[str, ...]] = msgspec.field(default_factory=dict)  # what MLflow did not take as it was
+    failure: str = ""  # why it is not further, at the last attempt
 
 
 class Order(Value, frozen=True, kw_only=True):
     """A line to the publisher."""
 
-    action: Literal["follow", "sync"]
+    action: Literal["follow", "sync", "verify"]
     folder: str
     uri: str | None = None  # None: the record's
 
 
 class Ready(Value, frozen=True, kw_only=True, tag="ready"):
     """The first line from the publisher: it has imported MLflow, which takes seconds."""
+
+
+class Progress(Value, frozen=True, kw_only=True, tag="progress"):
+    """A line from the publisher while it sends a run's files."""
+
+    run: str
+    files: int
+    of_files: int
+    bytes: int
+    of_bytes: int
 
 
 class Reply(Value, frozen=True, kw_only=True, tag="reply"):
@@ -71,13 +88,16 @@ class Reply(Value, frozen=True, kw_only=True, tag="reply"):
     reason: str = ""  # why not, or why nothing was to be done
     hints: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
+    repaired: tuple[str, ...] = ()  # what was missing, and is there now
 
     @property
     def text(self) -> str:
         """One line for a person."""
         if not self.ok:
-            return f"not in MLflow: {self.reason}; `repro sync {self.run}` catches up"
-        return self.reason or place(self.uri, self.experiment_id, self.mlflow_run)
+            missing = "not all of it is in MLflow" if self.mlflow_run else "not in MLflow"
+            return f"{missing}: {self.reason}; `repro sync {self.run}` catches up"
+        where = self.reason or place(self.uri, self.experiment_id, self.mlflow_run)
+        return f"{where}; was missing: {', '.join(self.repaired)}" if self.repaired else where
 
 
 def resolve_uri(configured: str | None, project: Project, environ: Mapping[str, str] = os.environ) -> str:
@@ -120,8 +140,11 @@ def status(folder: RunFolder) -> str:
     if known is None or not known.run:
         if record.planned.tracking_uri is None:
             return "off"
-        return f"not there yet; `repro sync {record.planned.run}` catches up"
+        why = f" ({known.failure})" if known and known.failure else ""
+        return f"not there yet{why}; `repro sync {record.planned.run}` catches up"
     where = place(known.uri, known.experiment_id, known.run)
+    if known.failure:
+        return f"{where}; not all of it is there: {known.failure}; `repro sync {record.planned.run}` catches up"
     if record.ended and not (known.ended and known.artifacts):
         return f"{where}; still on its way: `repro sync {record.planned.run}` makes sure"
     return where
@@ -145,8 +168,8 @@ def page(base: str, experiment_id: str, run: str = "") -> str:
 class Follower:
     """The parent's end of a publisher: it takes orders at any time, and never raises for what MLflow does."""
 
-    def __init__(self, process: subprocess.Popen[bytes], log: Path | None) -> None:
-        self.process, self.log = process, log
+    def __init__(self, process: subprocess.Popen[bytes], log: Path | None, *, quick: bool = False) -> None:
+        self.process, self.log, self.quick = process, log, quick
         self._buffer = b""
         self._waiting: set[str] = set()  # paths of folders
         self._ready = False
@@ -171,15 +194,15 @@ class Follower:
                 cwd=log.parent if log else "/",  # never where a file of the user's could pass for a module
                 start_new_session=True,  # Ctrl-C is meant for the run; the publisher records how it ended
             )
-        return cls(process, log)
+        return cls(process, log, quick=uri.startswith("http"))  # a server needs no import of mlflow
 
     def follow(self, folder: RunFolder, uri: str | None = None) -> None:
         """Show this run in MLflow, from now until its record says that it ended."""
         self._order(Order(action="follow", folder=_path(folder), uri=uri))
 
-    def sync(self, folder: RunFolder, uri: str | None = None) -> None:
-        """Bring MLflow up to date with this run as it is now."""
-        self._order(Order(action="sync", folder=_path(folder), uri=uri))
+    def sync(self, folder: RunFolder, uri: str | None = None, *, verify: bool = False) -> None:
+        """Bring MLflow up to date with this run as it is now; `verify`: look at everything that is there already."""
+        self._order(Order(action="verify" if verify else "sync", folder=_path(folder), uri=uri))
 
     def _order(self, order: Order) -> None:
         self._waiting.add(order.folder)
@@ -189,18 +212,34 @@ class Follower:
                 pipe.write(msgspec.json.encode(order) + b"\n")
                 pipe.flush()
 
-    def wait(self, seconds: float | None, folder: RunFolder | None = None) -> list[Reply]:
+    def wait(
+        self, seconds: float | None, folder: RunFolder | None = None, say: Callable[[Progress], None] | None = None
+    ) -> list[Reply]:
         """What became of the runs, waiting at most `seconds` for those (or the one) that nothing is known of yet.
 
-        Without `seconds`, two are enough for who has followed a run, and none are for who still imports MLflow.
-        The publisher goes on with the others, also after this process has ended.
+        Without `seconds`, two are enough for who has followed a run, and none are for who still imports MLflow. Of
+        a run that MLflow does not take for now, the reply says why. The publisher goes on with it, and with the
+        others, also after this process has ended. `say` hears of files on their way, for each of which the waiting
+        begins anew.
         """
         if seconds is None:
-            heard = self._wait(0.0, folder)
-            return heard + self._wait(CATCH_UP_SECONDS if self._ready else 0.0, folder)
-        return self._wait(seconds, folder)
+            heard = self._wait(0.0, folder, say)
+            heard += self._wait(CATCH_UP_SECONDS if self._ready or self.quick else 0.0, folder, say)
+        else:
+            heard = self._wait(seconds, folder, say)
+        return heard + self._stuck(folder, waited=seconds != 0.0)
 
-    def _wait(self, seconds: float, folder: RunFolder | None) -> list[Reply]:
+    def _stuck(self, folder: RunFolder | None, *, waited: bool) -> list[Reply]:
+        """What its last failure says of each run (or the one) that nothing was heard of."""
+        replies = []
+        for path in [_path(folder)] if folder else sorted(self._waiting):
+            known = state(RunFolder(Path(path))) if path in self._waiting else None
+            if known and known.failure and (waited or not known.failure.endswith(UNANSWERED)):
+                self._waiting.discard(path)
+                replies.append(_reply(RunFolder(Path(path)), known.failure))
+        return replies
+
+    def _wait(self, seconds: float, folder: RunFolder | None, say: Callable[[Progress], None] | None) -> list[Reply]:
         until = time.monotonic() + seconds
         replies: list[Reply] = []
         while self._waiting if folder is None else _path(folder) in self._waiting:
@@ -211,12 +250,18 @@ class Follower:
                 replies += [self._died(RunFolder(Path(path))) for path in self._waiting]
                 self._waiting.clear()
                 break
-            heard = msgspec.json.decode(line, type=Ready | Reply)
+            heard = msgspec.json.decode(line, type=Ready | Progress | Reply)
             if isinstance(heard, Ready):
                 self._ready = True
                 continue
-            self._waiting.discard(heard.folder)
-            replies.append(heard)
+            if isinstance(heard, Progress):
+                until = time.monotonic() + seconds
+                if say:
+                    say(heard)
+                continue
+            if heard.folder in self._waiting:  # else its last failure has been told
+                self._waiting.discard(heard.folder)
+                replies.append(heard)
         return replies
 
     def _line(self, until: float) -> bytes | None:
@@ -241,6 +286,11 @@ class Follower:
                 last = self.log.read_bytes().decode(errors="replace").rstrip().rpartition("\n")[2]
         hints = (f"its log: {self.log}",) if self.log else ()
         return _reply(folder, reason=f"MLflow's process ended early ({last})", hints=hints)
+
+    def stop(self) -> None:
+        """End the publisher now: what it has not sent yet is for the next time."""
+        self.process.terminate()
+        self.close()
 
     def close(self) -> None:
         """No more orders: the publisher finishes what it has, by itself, and ends."""
@@ -282,11 +332,19 @@ def _environment(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def sync(
-    folders: Iterable[RunFolder], project: Project, *, uri: str | None = None, seconds: float = SYNC_SECONDS
+    folders: Iterable[RunFolder],
+    project: Project,
+    *,
+    uri: str | None = None,
+    seconds: float = SYNC_SECONDS,
+    verify: bool = False,
+    say: Callable[[Progress], None] | None = None,
 ) -> Iterator[Reply]:
     """Bring MLflow up to date with these runs, one after the other; a run that is there already stays as it is.
 
-    `uri` names another store than the one that the runs were recorded with.
+    `uri` names another store than the one that the runs were recorded with. With `verify`, all that should be there
+    is compared with what is, and what is missing is sent. `seconds` without a word from MLflow are enough. Whoever
+    stops in the middle loses nothing.
     """
     follower: Follower | None = None
     try:
@@ -300,9 +358,13 @@ def sync(
                 yield _reply(folder, "tracking was off for this run", ok=True)
                 continue
             follower = follower or Follower.start(project, wanted)
-            follower.sync(folder, wanted)
-            heard = {reply.folder: reply for reply in follower.wait(seconds, folder)}
+            follower.sync(folder, wanted, verify=verify)
+            heard = {reply.folder: reply for reply in follower.wait(seconds, folder, say)}
             yield heard.get(_path(folder)) or _reply(folder, f"nothing heard for {seconds:g} s")
+    except BaseException:  # who asked has gone, or does not want to wait any longer
+        if follower:
+            follower.stop()
+        raise
     finally:
         if follower:
             follower.close()

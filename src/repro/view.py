@@ -9,14 +9,25 @@ import posixpath
 import re
 import shlex
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from repro.experiment import Value
 from repro.record import DatasetUsed, End, ImageUsed, Record
 
 KEY_LIMIT, PARAM_LIMIT, TAG_LIMIT = 250, 6000, 8000
-CUT = " … (cut; all of it is in config.yaml)"
+CUT = " … (cut; all of it is in {})"
+SUBJECTS = 3  # named in a remark; all are in tracking.json
+ODDITIES = {  # in the order of their telling
+    "ours": "an experiment cannot set tags that say what repro knows",
+    "renamed": "MLflow has stricter names",
+    "cut": "too long for MLflow, and whole in the run folder",
+    "changed": "MLflow keeps the first value of a parameter, the journal has the others",
+    "infinite": "MLflow keeps ±1.797e308 in the place of an infinite value",
+    "time": "a point before the year 1970 stays in the journal",
+    "refused": "MLflow refused",
+    "artifact": "the server took no",
+}
 VIEW = "repro"  # the saved view's key, in the address of MLflow's page
 STATUS = {End.FINISHED: "FINISHED", End.KILLED: "KILLED"}  # the others are FAILED
 OURS = re.compile(  # tags that an experiment cannot set by itself
@@ -36,6 +47,7 @@ class Dataset(Value, frozen=True, kw_only=True):
     source: str
     profile: str
     context: str
+    schema: str = ""
 
 
 def status(end: End) -> str:
@@ -139,13 +151,30 @@ def _commit_link(commit: str, remote: str | None) -> str:
 
 def params(config: Mapping[str, Any]) -> dict[str, str]:
     """The configuration, flat: dots between the levels, lists as JSON. Keys that fall together keep apart."""
+    values = dict(_flat("", config))
+    return {name: cut(_plain(values[path]), PARAM_LIMIT) for name, path in param_names(config).items()}
+
+
+def param_names(config: Mapping[str, Any]) -> dict[str, str]:
+    """The name of each parameter in MLflow, and its path in the configuration."""
     found: dict[str, str] = {}
-    for path, value in _flat("", config):
+    for path, _value in _flat("", config):
         name = key(path)
         while name in found:
             name = key(f"{name}_")
-        found[name] = cut(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False), PARAM_LIMIT)
+        found[name] = path
     return found
+
+
+def long_params(config: Mapping[str, Any]) -> dict[str, int]:
+    """The parameters that MLflow gets cut, with their lengths."""
+    values = dict(_flat("", config))
+    lengths = {name: len(_plain(values[path])) for name, path in param_names(config).items()}
+    return {name: length for name, length in lengths.items() if length > PARAM_LIMIT}
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _flat(prefix: str, value: Any) -> Iterable[tuple[str, Any]]:
@@ -163,15 +192,34 @@ def key(name: str) -> str:
     clean = "/".join(parts) or "_"
     if clean.startswith(".."):  # MLflow compares the beginning, not the first part
         clean = "__" + clean[2:]
-    if len(clean) > KEY_LIMIT:
-        clean = f"{clean[: KEY_LIMIT - 9]}-{hashlib.sha256(name.encode(errors='replace')).hexdigest()[:8]}"
-    return clean
+    return clean if len(clean) <= KEY_LIMIT else _with_hash(clean, name)
 
 
-def cut(text: str, limit: int) -> str:
-    """At most `limit` characters, and a word about it when there were more."""
-    clean = text.encode(errors="replace").decode()  # half a surrogate pair has no place in a database
-    return clean if len(clean) <= limit else clean[: limit - len(CUT)] + CUT
+def key_apart(name: str) -> str:
+    """`name` as MLflow takes it, with a digest: for when the plain form is another one's."""
+    return _with_hash(key(name), name)
+
+
+def _with_hash(clean: str, name: str) -> str:
+    return f"{clean[: KEY_LIMIT - 9]}-{hashlib.sha256(name.encode(errors='backslashreplace')).hexdigest()[:8]}"
+
+
+def cut(text: str, limit: int, where: str = "config.yaml") -> str:
+    """At most `limit` characters, and a word about it, and where the whole is, when there were more."""
+    clean = text.encode(errors="replace").decode().replace("\0", "\ufffd")  # databases take neither
+    word = CUT.format(where)
+    return clean if len(clean) <= limit else clean[: limit - len(word)] + word
+
+
+def remarks(oddities: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """What MLflow could not take as it was, one sentence for each kind of it."""
+    told = []
+    for kind, sentence in ODDITIES.items():
+        if found := oddities.get(kind):
+            more = len(found) - SUBJECTS
+            named = "; ".join(found[:SUBJECTS]) + (f"; and {more:,} more" if more > 0 else "")
+            told.append(f"{sentence}: {named}")
+    return tuple(told)
 
 
 def settable(tag: str) -> bool:
