@@ -133,6 +133,17 @@ def test_half_written_files_of_a_killed_writer_go_when_the_run_is_over(lab: Proj
     assert [path.name for path in folder.path.glob(".*")] == []
 
 
+@engine_needed
+@pytest.mark.tracking
+def test_a_half_written_note_of_a_killed_publisher_goes_with_the_next_one(lab: Project, repro: Repro) -> None:
+    assert repro("run", "experiment=toy", "gpus=none", "tracking.wait=60").returncode == 0
+    record, folder = latest(lab)
+    (folder.path / ".tracking.json.abcdefgh").write_text("{")
+    done = repro("sync", record.planned.run)
+    assert done.returncode == 0, done.stderr
+    assert list(folder.path.glob(".tracking.json.*")) == []
+
+
 def test_a_temporary_folder_of_a_killed_process_goes_with_the_next_one(tmp_path: Path) -> None:
     code = "import sys, time; from pathlib import Path; from repro import scratch\n"
     code += "with scratch.folder('some-', Path(sys.argv[1])) as f: print(f, flush=True); time.sleep(600)"
