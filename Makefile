@@ -1,5 +1,5 @@
 # Thin on purpose: scripts/ does the work. V=1 shows everything; ARGS="..." is passed on to pytest, or to the run.
-.PHONY: demo test check bench clean setup engine
+.PHONY: demo test check bench faults clean setup engine
 
 demo: ## from a fresh clone to a recorded run
 	@scripts/demo.sh $(ARGS)
@@ -12,6 +12,9 @@ check: ## lint, types and the tests that need no engine
 
 bench: setup engine ## what docs/ says of speed, measured here
 	@.venv/bin/python -m bench $(ARGS)
+
+faults: ## 207 short runs, each with a real fault at a random moment; ARGS="--runs N --seed N --only FAULT"
+	@scripts/faults.sh $(ARGS)
 
 setup:
 	@scripts/setup.sh

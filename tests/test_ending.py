@@ -33,6 +33,7 @@ def asked(seconds: float) -> StopRequest:
         (exited(0, oom=True), Circumstance(), End.OOM, "the command ended with exit code 0"),
         (exited(137), Circumstance(), End.KILLED, "SIGKILL from outside, not through its engine"),
         (exited(137), Circumstance(signals=("9",)), End.KILLED, "SIGKILL that came through its engine"),
+        (exited(143), Circumstance(signals=None), End.KILLED, "the engine was restarted since"),
         (exited(143), Circumstance(signals=("15",)), End.KILLED, "SIGTERM that came through its engine"),
         (exited(130), Circumstance(signals=("SIGINT",)), End.KILLED, "SIGINT that came through its engine"),
         (exited(143), Circumstance(engine_lost=True), End.KILLED, "when its engine was stopped or restarted"),
@@ -48,6 +49,9 @@ def asked(seconds: float) -> StopRequest:
         (exited(0), Circumstance(time_limit=10.0), End.TIMEOUT, "time limit of 10 s"),
         (exited(0, seconds=9), Circumstance(time_limit=10.0), End.FINISHED, "exit code 0"),
         (exited(255), Circumstance(restarted=True), End.LOST, "machine was restarted"),
+        (exited(255), Circumstance(unheard=True), End.LOST, "cannot tell how it did"),
+        (exited(255), Circumstance(engine_lost=True), End.FAILED, "exit code 255"),
+        (exited(3), Circumstance(unheard=True), End.FAILED, "exit code 3"),
         (exited(200), Circumstance(), End.FAILED, "exit code 200"),
     ],
 )

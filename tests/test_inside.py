@@ -452,3 +452,21 @@ def test_outside_of_a_run_a_shell_prints_its_metrics(by_hand: Run) -> None:
 def test_a_journal_that_cannot_be_written_is_an_error(run: Run) -> None:
     run.environment["REPRO_JOURNAL"] = str(run.root / "nowhere")
     assert run.log("loss=1").returncode != 0
+
+
+def test_a_point_that_a_full_disk_took_half_of_does_not_spoil_the_next_one(run: Run) -> None:
+    code = """
+        import resource, signal
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        repro_run.log(step=0, loss=1)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))  # in the middle of the second line
+        try:
+            repro_run.log(step=1, loss=2)
+        except OSError as error:
+            print(error.strerror)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        repro_run.log(step=2, loss=3)
+    """
+    assert run.printed(code) == "File too large"
+    events = run.events()
+    assert ([(point.step, point.value) for point in events.metrics], events.unread) == ([(0, 1.0), (2, 3.0)], 1)

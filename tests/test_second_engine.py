@@ -101,7 +101,7 @@ def test_an_engine_that_dies_is_waited_for_and_the_run_gets_its_true_end_when_it
         assert "Traceback" not in err
         assert latest(lab)[0].state == "running"  # as far as anybody can know
         engine.start()  # which ends what it finds running
-        done = repro("wait")
+        done = repro("wait", latest(lab)[0].planned.run)
         assert done.returncode == 1, done.stderr
         record, _folder = latest(lab)
         assert record.state == "killed"

@@ -41,7 +41,7 @@ class Circumstance(Value, frozen=True, kw_only=True):
     restarted: bool = False  # the machine, since the container was started
     engine_lost: bool = False  # the engine was away while it ran
     unheard: bool = False  # the engine was away when it ended
-    signals: tuple[str, ...] = ()  # that its engine was asked to send
+    signals: tuple[str, ...] | None = ()  # that its engine was asked to send; None: it does not remember
 
 
 def verdict(exited: Exit, known: Circumstance) -> tuple[End, str]:
@@ -103,6 +103,8 @@ def _signal(code: int) -> signal.Signals | None:
 def _whom(exited: Exit, sent: signal.Signals, known: Circumstance) -> str:
     if known.engine_lost:
         return "when its engine was stopped or restarted (with `live-restore` containers go on)"
+    if known.signals is None:
+        return "through its engine or from outside: the engine was restarted since, and does not remember"
     if {str(int(sent)), sent.name, sent.name.removeprefix("SIG")} & set(known.signals):
         return "that came through its engine: `docker stop`, `docker kill`, or the engine was shut down"
     if sent is signal.SIGKILL and exited.oom is None and known.memory:

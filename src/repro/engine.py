@@ -350,14 +350,19 @@ class Engine:
             return answers.found(self.client.api.inspect_container(container))
         return None
 
-    def signals(self, container: str, *, since: datetime) -> tuple[str, ...]:
-        """The signals that the engine was asked to send to a container, as numbers or names; old ones are forgotten."""
+    def signals(self, container: str, *, since: datetime) -> tuple[str, ...] | None:
+        """The signals that the engine was asked to send to a container which is over, as numbers or names.
+
+        None when it does not remember, as after its own restart.
+        """
         span = {"since": f"{since.timestamp():.6f}", "until": f"{time.time():.6f}"}  # as datetimes they lose fractions
-        filters = {"container": container, "event": "kill"}
+        filters = {"container": container, "event": ["kill", "die"]}
         with suppress(ReproError), translated("asking for the engine's events"):
-            events = self.client.api.events(**span, filters=filters, decode=True)
-            return tuple(event["Actor"]["Attributes"].get("signal", "") for event in events)
-        return ()
+            events = list(self.client.api.events(**span, filters=filters, decode=True))
+            known = [event["Action"] for event in events]
+            sent = [event["Actor"]["Attributes"].get("signal", "") for event in events if event["Action"] == "kill"]
+            return tuple(sent) if sent or "die" in known or "died" in known else None
+        return None
 
     def exit(self, container: str) -> Exit | None:
         """How the container ended, from its state; None while it runs."""

@@ -350,7 +350,7 @@ def discard(folder: RunFolder) -> None:
 
     for path in (folder.outputs, folder.journal, folder.logs, folder.inputs):
         shutil.rmtree(path, ignore_errors=True)
-    folder.tidy()
+    folder.tidy(folder.record, folder.stop, folder.tracking)
     for file in folder.files:
         file.unlink(missing_ok=True)
     if folder.path.is_dir() and not any(folder.path.iterdir()):

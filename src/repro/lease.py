@@ -58,7 +58,7 @@ class Lease:
     def end(self) -> None:
         """The record is final, or there is no run any more: nobody needs to keep it."""
         with contextlib.suppress(OSError):
-            self.folder.tidy()
+            self.folder.tidy(self.folder.record, self.folder.stop)
         with contextlib.suppress(OSError):
             self.folder.lease.unlink()
         self.release()

@@ -196,11 +196,12 @@ def _asked(display: Display) -> str:
 
 
 def conclusion(folder: RunFolder, display: Display) -> int:
-    """How a run ended, for a person and as an exit code.
-
-    Raises:
-        BadInputError: no run took place after all.
-    """
+    """How a run ended, for a person and as an exit code."""
+    if not folder.record.exists():
+        display.line(
+            f"{folder.path.name}  no run took place: its container was never started, and nothing is left of it"
+        )
+        return ExitCode.ENVIRONMENT
     record = folder.read()
     display.line(f"{record.planned.run}  {report.outcome(record)}")
     return exit_code(record)

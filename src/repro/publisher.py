@@ -143,6 +143,7 @@ class Task:
             raise Gone(NO_RUN)
         if not self.lock.is_locked:
             self.lock.acquire()
+            self.folder.tidy(self.folder.tracking)
         planned = self.folder.read().planned
         self.run, self.uri = planned.run, self.order.uri or planned.tracking_uri or ""
         if not self.uri:  # MLflow would choose a store by itself

@@ -67,12 +67,12 @@ class Pump(threading.Thread):
         """One stream from the container's first byte on, without what the log has already."""
         skip = self.delivered
         for chunk in self._masked(follow=follow):
+            if self.over.is_set():  # given up; or the run may be another process's, which writes where this log ends
+                return
             fresh = chunk[skip:]
             skip = max(0, skip - len(chunk))
             if fresh:
                 self._write(log, fresh)
-            if self.over.is_set():  # given up
-                return
 
     def _masked(self, *, follow: bool) -> Iterator[bytes]:
         """The stream with secrets masked: as many bytes. Its very end comes when it is known to be the end."""

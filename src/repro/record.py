@@ -219,9 +219,9 @@ class RunFolder:
             with contextlib.suppress(OSError):  # full already: the record is there, which is what counts
                 self.reserve.write_bytes(bytes(RESERVE))
 
-    def tidy(self) -> None:
-        """Remove what writers that were killed have left half-written."""
-        for path in (self.record, self.stop):
+    def tidy(self, *files: Path) -> None:
+        """Remove what writers of these files that were killed have left half-written. Only for who writes them now."""
+        for path in files:
             for half in self.path.glob(f".{path.name}.*"):
                 half.unlink(missing_ok=True)
 

@@ -42,10 +42,11 @@ def prepare(plan: Plan) -> Lease:
         )
     held: Lease | None = None
     try:
-        for path in (folder.outputs, folder.journal, folder.logs):
-            path.mkdir(parents=True, exist_ok=True)
-        held = lease.take(folder)
+        folder.path.mkdir(parents=True, exist_ok=True)
+        held = lease.take(folder)  # first of all: what has no lease is found by nobody
         assert held is not None  # noqa: S101 - the folder is new: nobody else knows of it
+        for path in (folder.outputs, folder.journal, folder.logs):
+            path.mkdir(exist_ok=True)
         _fill(folder, plan)
     except BaseException as error:
         discard(folder)

@@ -1,4 +1,4 @@
-"""Runs with faults, as many as asked for: `python -m tests.faults --runs 200`. Needs root, dockerd and an engine.
+"""Runs with faults, as many as asked for: `python -m tests.faults --runs 207`. Needs root, dockerd and an engine.
 
 Exit code 1 when anything did not hold. The same seed gives the same faults at the same moments.
 """
@@ -58,7 +58,7 @@ def main() -> int:
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     flags = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
-    flags.add_argument("--runs", type=int, default=200, metavar="N")
+    flags.add_argument("--runs", type=int, default=9 * len(FAULTS), metavar="N", help="each fault in turn")
     flags.add_argument("--seed", type=int, help="without one, another each time")
     flags.add_argument(
         "--workers", type=int, default=3, metavar="N", help="each with an engine and a server of its own"

@@ -75,6 +75,8 @@ def _may_end(trial: Trial, ended: Ended) -> bool:
     if (ended.end, ended.exit_code) == (own, trial.case.code):
         in_time = stop is None or ended.at < stop.at + CLOCK
         return in_time and ("done" in truth or kind == FULL)
+    if trial.case.fault == "restart-engine" and trial.case.before_start and ended.end is End.KILLED:
+        return ended.exit_code == 143  # Docker ends what it is just about to start, when it is stopped
     if kind == STOPPED and ended.end is End.KILLED and stop is not None:
         possible = ended.exit_code in SIGNALLED or (ended.exit_code == trial.case.code and "done" in truth)
         return possible and stop.at <= ended.at + CLOCK
@@ -89,7 +91,9 @@ def _may_end(trial: Trial, ended: Ended) -> bool:
 
 def _is_own(trial: Trial, record: Record) -> bool:
     kind = FAULTS[trial.case.fault].ends
-    return kind == OWN or (kind != FULL and record.ended is not None and record.state in ("finished", "failed"))
+    if kind == OWN:
+        return record.ended is not None and record.ended.exit_code == trial.case.code
+    return kind != FULL and (record.ended is not None and record.state in ("finished", "failed"))
 
 
 # what it printed and logged -----------------------------------------------------------------------------------------
