@@ -63,7 +63,8 @@ def test_digests_that_podman_makes_up_are_no_digests() -> None:
 
 def test_the_lost_end_of_a_long_line_is_put_back() -> None:
     frames = [b"T1 a\n", b"T2 " + b"x" * 9, b"T2 xx", b"T3 b\n", b"T4 " + b"y" * 9, b"T4 ", b"T5 \n", b"T6 last"]
-    assert b"".join(answers.whole_lines(frames)) == b"a\n" + b"x" * 11 + b"\nb\n" + b"y" * 9 + b"\n\nlast"
+    shown = b"".join(text for group in answers.whole_lines([frames[:2], frames[2:6], frames[6:]]) for text in group)
+    assert shown == b"a\n" + b"x" * 11 + b"\nb\n" + b"y" * 9 + b"\n\nlast"
 
 
 @pytest.mark.parametrize(
@@ -72,3 +73,11 @@ def test_the_lost_end_of_a_long_line_is_put_back() -> None:
 def test_engines_that_lose_the_end_of_long_lines_are_known(version: str, splits: bool) -> None:
     assert answers.splits_lines({"Version": version}) is splits
     assert not answers.splits_lines({"Version": version, "Components": [{"Name": "Podman Engine"}]})
+
+
+@pytest.mark.parametrize("size", [1, 3, 8, 9, 50, 1000])
+def test_frames_are_found_wherever_the_blocks_end(size: int) -> None:
+    wanted = [b"", b"one\n", b"x" * 300, b"last"]
+    stream = b"".join(b"\x01\0\0\0" + len(frame).to_bytes(4, "big") + frame for frame in wanted)
+    blocks = [stream[at : at + size] for at in range(0, len(stream), size)]
+    assert [frame for group in answers.frames(blocks) for frame in group] == wanted

@@ -337,3 +337,23 @@ def test_output_of_any_bytes_and_lines_of_any_length_arrive_as_they_were_written
 
 
 WRITTEN = "bytes(range(256)) * 400 + b'\\n' + b'x' * 70_000 + b'\\n' + b'y' * 16384 + b'\\n\\r1%\\r2%\\nlast'"
+
+
+def test_ten_megabytes_of_log_a_second_arrive_whole(lab: Project, repro: Repro) -> None:
+    script(lab, "flood.py", FLOOD)
+    done = repro("run", "experiment=toy", "command=[python3,flood.py]", *QUIET)
+    assert done.returncode == 0, done.stderr
+    written = b"".join(b"%098d\n" % number for number in range(FLOOD_LINES))
+    assert latest(lab)[1].output_log.read_bytes() == written
+
+
+FLOOD_LINES = 300_000  # of 99 bytes
+FLOOD = f"""\
+import sys, time
+begun = time.monotonic()
+for tenth in range(30):
+    sys.stdout.write("".join("%098d\\n" % number for number in range(tenth * 10_000, (tenth + 1) * 10_000)))
+    sys.stdout.flush()
+    time.sleep(max(0.0, begun + (tenth + 1) / 10 - time.monotonic()))
+assert 30 * 10_000 == {FLOOD_LINES}
+"""

@@ -13,6 +13,7 @@ TIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d+))?(Z|[+-]\d\d:\d\d
 UNKNOWN = datetime(1970, 1, 1, tzinfo=timezone.utc)
 BARE_ID = re.compile(r"[0-9a-f]{64}")
 WHOLE_LINES = 28  # the oldest engine that was seen to keep them
+HEADER = 8  # bytes before each frame of output: which stream, and how long
 NO_LIMIT = 1 << 60  # bytes; cgroups have a number for no limit, too
 LIMITS = {"memory": "MemoryLimit", "cpus": "CpuCfsQuota", "pids": "PidsLimit"}  # ours -> an engine's word for it
 
@@ -81,18 +82,38 @@ def splits_lines(version: dict[str, Any]) -> bool:
     return not is_podman(version) and major.isdigit() and int(major) < WHOLE_LINES
 
 
-def whole_lines(frames: Iterable[bytes]) -> Iterator[bytes]:
+def frames(blocks: Iterable[bytes]) -> Iterator[list[bytes]]:
+    """The frames in a container's output as engines send it: as many at once as have arrived whole."""
+    rest = b""
+    for block in blocks:
+        data, at, found = rest + block, 0, []
+        while len(data) >= at + HEADER:
+            begin = at + HEADER
+            end = begin + int.from_bytes(data[begin - 4 : begin], "big")
+            if end > len(data):
+                break
+            found.append(data[begin:end])
+            at = end
+        rest = data[at:]
+        if found:
+            yield found
+
+
+def whole_lines(groups: Iterable[list[bytes]]) -> Iterator[list[bytes]]:
     """The output in log frames that begin with their time, with the line ends that were lost.
 
     Pieces of one line have one time; only the last of them has the line's end, where it was not lost.
     """
     unended = b""  # the time of a line that may go on
-    for frame in frames:
-        time, _, text = frame.partition(b" ")
-        if unended and time != unended:
-            yield b"\n"
-        unended = b"" if text.endswith(b"\n") else time
-        yield text
+    for group in groups:
+        found = []
+        for frame in group:
+            time, _, text = frame.partition(b" ")
+            if unended and time != unended:
+                found.append(b"\n")
+            unended = b"" if text.endswith(b"\n") else time
+            found.append(text)
+        yield found
 
 
 def exit_of(state: dict[str, Any], *, podman: bool) -> Exit | None:
