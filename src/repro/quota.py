@@ -50,7 +50,8 @@ def measure(*folders: Path) -> Room:
     while pending:
         parent, owner = pending.pop()
         try:
-            entries = [(entry.path, entry.stat(follow_symlinks=False)) for entry in os.scandir(parent)]
+            with os.scandir(parent) as found_here:
+                entries = [(entry.path, entry.stat(follow_symlinks=False)) for entry in found_here]
         except FileNotFoundError:  # removed meanwhile, or one of its files was: counted the next time
             continue
         except OSError as error:
@@ -82,9 +83,9 @@ def held(container: str, device: int) -> int:
         try:
             if container not in (process / "cgroup").read_text():
                 continue
-            for descriptor in os.scandir(process / "fd"):
+            for descriptor in (process / "fd").iterdir():
                 with contextlib.suppress(OSError):
-                    file = os.stat(descriptor.path)  # noqa: PTH116 - what it leads to, and not its name
+                    file = descriptor.stat()  # of what it leads to
                     if stat.S_ISREG(file.st_mode) and file.st_nlink == 0 and file.st_dev == device:
                         found[file.st_ino] = file.st_blocks * 512
         except OSError:  # it has ended, or is another user's
