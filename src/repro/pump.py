@@ -66,7 +66,7 @@ class Pump(threading.Thread):
         skip = self.delivered
         for chunk in self.engine.output(self.container, follow=follow):
             if self.over.is_set():  # the run may be another process's by now, which writes where this log ends
-                return
+                continue  # to the stream's own end: the SDK cannot close one in its middle
             self.received += len(chunk)
             fresh = chunk[skip:]
             skip = max(0, skip - len(chunk))
