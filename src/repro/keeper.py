@@ -63,7 +63,7 @@ def keep(held: Lease, project: Project) -> None:
     folder = held.folder
     held.note("taking over")
     record = folder.read() if folder.record.exists() else None
-    engine = _engine(record)
+    engine, waited = _engine(record)
     if record and not _same(record, engine):
         log.info("%s: its container is with another engine", folder.path.name)
         return
@@ -78,7 +78,7 @@ def keep(held: Lease, project: Project) -> None:
             held.end()
         else:
             log.info("%s: kept from now on", folder.path.name)
-            _to_its_end(held, record, engine)
+            _to_its_end(held, record, engine, waited=waited)
         for reply in follower.wait(SYNC_SECONDS, folder) if follower else ():
             log.info("%s: %s", folder.path.name, reply.text)
     finally:
@@ -86,10 +86,12 @@ def keep(held: Lease, project: Project) -> None:
             follower.close()
 
 
-def _to_its_end(held: Lease, record: Record, engine: Engine) -> None:
+def _to_its_end(held: Lease, record: Record, engine: Engine, *, waited: bool) -> None:
     name = record.planned.run
+    keeper = Keeper(held, record, engine, lambda line: log.info("%s: %s", name, line), PATIENCE)
+    keeper.engine_lost = waited
     try:
-        record = Keeper(held, record, engine, lambda line: log.info("%s: %s", name, line), PATIENCE).keep()
+        record = keeper.keep()
     except LeftError:
         raise
     except ReproError as error:  # the command was not found: no run took place
@@ -98,17 +100,18 @@ def _to_its_end(held: Lease, record: Record, engine: Engine) -> None:
         log.info("%s: %s", name, record.state)
 
 
-def _engine(record: Record | None) -> Engine:
-    """The engine that has the run, when it answers."""
+def _engine(record: Record | None) -> tuple[Engine, bool]:
+    """The engine that has the run, when it answers, and whether it had to be waited for."""
     host = record.started.endpoint if record and record.started else ""
     give_up = time.monotonic() + PATIENCE
-    pause = 0.2
+    pause, waited = 0.2, False
     while True:
         try:
-            return connect(host or None)
+            return connect(host or None), waited
         except EngineUnreachableError:
             if time.monotonic() > give_up:
                 raise
+            waited = True
             time.sleep(pause)
             pause = min(pause * 1.5, 5.0)
 

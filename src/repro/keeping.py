@@ -58,7 +58,7 @@ class Keeper:
         self.started, self.container = record.started, record.started.container
         self.resources = resources(record)
         self.patience = patience
-        self.engine_lost = False
+        self.engine_lost = False  # set it before `keep` when the engine had to be waited for
         self.unheard = False  # the engine was away when the container ended
         self.over = False  # the container
 
@@ -103,6 +103,7 @@ class Keeper:
             try:
                 begin()
                 exited = self._over()
+                self.unheard = exited is not None and self.engine_lost
                 if exited is None:
                     self.held.note(lease.WATCHING)
                     exited = self._wait()
