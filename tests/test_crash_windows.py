@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -10,9 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from repro import keeping, scratch
+from repro import keeping, life, scratch
+from repro.display import Display
 from repro.engine import connect
+from repro.errors import ExitCode
 from repro.project import Project, user_name
+from repro.record import RunFolder
 from tests.conftest import script
 from tests.second_engine import second_engine
 from tests.test_life_engine import GATE, killed
@@ -162,6 +166,13 @@ def test_a_temporary_folder_of_a_killed_process_goes_with_the_next_one(tmp_path:
         for process in processes:
             process.kill()
             process.communicate()
+
+
+def test_a_run_that_did_not_take_place_is_told_as_such(project: Project) -> None:
+    shown = io.StringIO()
+    folder = RunFolder(project.runs / "20261123-191500-toy-3f9c1a")
+    assert life.conclusion(folder, Display(stream=shown)) == ExitCode.ENVIRONMENT
+    assert "20261123-191500-toy-3f9c1a  no run took place" in shown.getvalue()
 
 
 def test_ctrl_c_while_the_program_is_still_loaded_says_one_line(project: Project) -> None:

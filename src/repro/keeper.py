@@ -10,12 +10,13 @@ import os
 import signal
 import sys
 import time
+from datetime import datetime, timezone
 from pathlib import Path
 
 from repro import lease, runner
 from repro.engine import Engine, connect
 from repro.errors import EngineUnreachableError, ReproError
-from repro.keeping import Keeper, LeftError, release
+from repro.keeping import Absence, Keeper, LeftError, release
 from repro.lease import Lease
 from repro.project import Project
 from repro.record import Record, RunFolder
@@ -63,7 +64,7 @@ def keep(held: Lease, project: Project) -> None:
     folder = held.folder
     held.note("taking over")
     record = folder.read() if folder.record.exists() else None
-    engine = _engine(record)
+    engine, away = _engine(record)
     if record and not _same(record, engine):
         log.info("%s: its container is with another engine", folder.path.name)
         return
@@ -78,7 +79,7 @@ def keep(held: Lease, project: Project) -> None:
             held.end()
         else:
             log.info("%s: kept from now on", folder.path.name)
-            _to_its_end(held, record, engine)
+            _to_its_end(held, record, engine, away)
         for reply in follower.wait(SYNC_SECONDS, folder) if follower else ():
             log.info("%s: %s", folder.path.name, reply.text)
     finally:
@@ -86,10 +87,12 @@ def keep(held: Lease, project: Project) -> None:
             follower.close()
 
 
-def _to_its_end(held: Lease, record: Record, engine: Engine) -> None:
+def _to_its_end(held: Lease, record: Record, engine: Engine, away: Absence | None) -> None:
     name = record.planned.run
+    keeper = Keeper(held, record, engine, lambda line: log.info("%s: %s", name, line), PATIENCE)
+    keeper.away = away
     try:
-        record = Keeper(held, record, engine, lambda line: log.info("%s: %s", name, line), PATIENCE).keep()
+        record = keeper.keep()
     except LeftError:
         raise
     except ReproError as error:  # the command was not found: no run took place
@@ -98,19 +101,23 @@ def _to_its_end(held: Lease, record: Record, engine: Engine) -> None:
         log.info("%s: %s", name, record.state)
 
 
-def _engine(record: Record | None) -> Engine:
-    """The engine that has the run, when it answers."""
+def _engine(record: Record | None) -> tuple[Engine, Absence | None]:
+    """The engine that has the run, when it answers, and for how long it had to be waited for."""
     host = record.started.endpoint if record and record.started else ""
     give_up = time.monotonic() + PATIENCE
-    pause = 0.2
+    pause, since = 0.2, datetime.now(timezone.utc)
+    waited = False
     while True:
         try:
-            return connect(host or None)
+            engine = connect(host or None)
         except EngineUnreachableError:
             if time.monotonic() > give_up:
                 raise
+            waited = True
             time.sleep(pause)
             pause = min(pause * 1.5, 5.0)
+        else:
+            return engine, (since, datetime.now(timezone.utc)) if waited else None
 
 
 def _same(record: Record, engine: Engine) -> bool:

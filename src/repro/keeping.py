@@ -40,6 +40,9 @@ CTRL_C = "Ctrl-C"
 BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
+Absence = tuple[datetime, datetime | None]  # when it went, and came back
+
+
 class LeftError(EngineUnreachableError):
     """The engine went away: the run may go on there, and its record stays open until the engine is back."""
 
@@ -65,7 +68,7 @@ class Keeper:
         self.started, self.container = record.started, record.started.container
         self.resources = resources(record)
         self.patience = patience
-        self._away: tuple[datetime, datetime | None] | None = None  # when the engine went, and came back
+        self.away: Absence | None = None  # of the engine, the last one
         self.unheard = False  # the engine was away when the container ended
         self.over = False  # the container
 
@@ -122,6 +125,7 @@ class Keeper:
             try:
                 begin()
                 exited = self._over()
+                self.unheard = exited is not None and self.away is not None
                 if exited is None:
                     self.held.note(lease.WATCHING)
                     exited = self._wait()
@@ -150,9 +154,9 @@ class Keeper:
 
     def _with_engine(self, exited: Exit) -> bool:
         """Whether the container ended when its engine did, or was started again."""
-        if self._away is None or exited.finished is None:
-            return self._away is not None
-        went, came = self._away
+        if self.away is None or exited.finished is None:
+            return self.away is not None
+        went, came = self.away
         return went - ENGINE_MOMENT <= exited.finished and (came is None or exited.finished <= came + ENGINE_MOMENT)
 
     def _restarted(self) -> bool:
@@ -172,9 +176,9 @@ class Keeper:
             except ContainerGoneError:
                 raise
             except EngineUnreachableError as error:
-                self._away = datetime.now(timezone.utc), None
+                self.away = datetime.now(timezone.utc), None
                 self._reconnect(error)
-                self._away = self._away[0], datetime.now(timezone.utc)
+                self.away = self.away[0], datetime.now(timezone.utc)
 
     def _left(self) -> float:
         """Seconds until a container that has not kept its time limit by itself is stopped from here."""
