@@ -33,7 +33,7 @@ def asked(seconds: float) -> StopRequest:
         (exited(0, oom=True), Circumstance(), End.OOM, "the command ended with exit code 0"),
         (exited(137), Circumstance(), End.KILLED, "SIGKILL from outside, not through its engine"),
         (exited(137), Circumstance(signals=("9",)), End.KILLED, "SIGKILL that came through its engine"),
-        (exited(143), Circumstance(signals=None), End.KILLED, "the engine was restarted since"),
+        (exited(143), Circumstance(signals=None), End.KILLED, "the engine does not remember"),
         (exited(143), Circumstance(signals=("15",)), End.KILLED, "SIGTERM that came through its engine"),
         (exited(130), Circumstance(signals=("SIGINT",)), End.KILLED, "SIGINT that came through its engine"),
         (exited(143), Circumstance(engine_lost=True), End.KILLED, "when its engine was stopped or restarted"),

@@ -103,12 +103,11 @@ def _signal(code: int) -> signal.Signals | None:
 def _whom(exited: Exit, sent: signal.Signals, known: Circumstance) -> str:
     if known.engine_lost:
         return "when its engine was stopped or restarted (with `live-restore` containers go on)"
-    if known.signals is None:
-        return "through its engine or from outside: the engine was restarted since, and does not remember"
-    if {str(int(sent)), sent.name, sent.name.removeprefix("SIG")} & set(known.signals):
+    if {str(int(sent)), sent.name, sent.name.removeprefix("SIG")} & set(known.signals or ()):
         return "that came through its engine: `docker stop`, `docker kill`, or the engine was shut down"
     if sent is signal.SIGKILL and exited.oom is None and known.memory:
-        return (
-            f"from outside, or at its limit of {size(known.memory)} (resources.memory): the engine does not tell which"
-        )
+        limit = f"its limit of {size(known.memory)} (resources.memory)"
+        return f"from outside, or at {limit}: the engine does not tell which"
+    if known.signals is None:
+        return "through its engine or from outside: the engine does not remember, as after its own restart"
     return "from outside, not through its engine: a person on that machine, a batch system, or the machine's kernel"
