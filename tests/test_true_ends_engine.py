@@ -196,3 +196,21 @@ def test_a_container_that_is_paused_goes_on_where_it_was(lab: Project, repro: Re
     record, folder = latest(lab)
     assert (record.state, record.ended.exit_code) == ("failed", 4)  # type: ignore[union-attr]
     assert folder.output_log.read_text().splitlines() == ["begun", *(f"line {n}" for n in range(1, 21))]
+
+
+def test_a_stop_while_the_engine_is_away_is_carried_out_when_it_is_back(lab: Project, debian_base: str) -> None:
+    with second_engine(gpus=None, options={"live-restore": True}) as engine:
+        engine.copy_image(debian_base)
+        script(lab, "toy.sh", "trap 'echo clean; exit 0' INT; " + FOREVER)
+        process = start(lab, "experiment=toy", *QUIET, DOCKER_HOST=engine.url)
+        wait_for(lambda: begun(lab))
+        engine.kill()
+        process.send_signal(signal.SIGINT)
+        folder = latest(lab)[1]
+        wait_for(folder.stop.exists)
+        engine.start()
+        process.communicate(timeout=60)
+        assert process.returncode == 130
+        end = ended(folder)
+        assert (end.end.value, "(Ctrl-C)" in end.reason) == ("killed", True)
+        assert folder.output_log.read_text() == "begun\nclean\n"

@@ -162,17 +162,16 @@ class Keeper:
     def _restarted(self) -> bool:
         return bool(self.started.boot) and self.started.boot != boot()
 
-    def _wait(self, *, to_the_end: bool = False) -> Exit:
-        """Wait through everything that an engine can do; `to_the_end`: the container has been asked to end already."""
-        asked = to_the_end
+    def _wait(self, *, asked: bool = False) -> Exit:
+        """Wait through everything that an engine can do; `asked`: the container has been asked to end already."""
         while True:
             try:
+                if not asked and self._due():
+                    self.engine.stop(self.container, self.resources.stop_grace)
+                    asked = True
                 left = SLICE_SECONDS if asked else self._left()
                 if exited := self.engine.wait(self.container, timeout=max(0.1, min(left, SLICE_SECONDS))):
                     return exited
-                if not asked and self._due():
-                    asked = True
-                    self.engine.stop(self.container, self.resources.stop_grace)
             except ContainerGoneError:
                 raise
             except EngineUnreachableError as error:
@@ -231,12 +230,10 @@ class Keeper:
         grace = self.resources.stop_grace
         self.say(f"stopping the container (up to {grace:g} s; Ctrl-C again kills it)")
         try:
-            with contextlib.suppress(EngineUnreachableError):  # the wait below goes on with it
-                self.engine.stop(self.container, grace)
-            return self._wait(to_the_end=True)
+            return self._wait()  # which sees that somebody asked
         except KeyboardInterrupt:
             self.engine.kill(self.container)
-            return self._wait(to_the_end=True)
+            return self._wait(asked=True)
 
     def _over(self) -> Exit | None:
         with contextlib.suppress(EngineUnreachableError):
