@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from repro import journal, lease, tracking
@@ -22,7 +23,7 @@ from repro.engine import connect
 from repro.project import Project, user_name
 from repro.record import RunFolder, folders
 from tests.conftest import script
-from tests.test_run_engine import begun, containers, latest, start, wait_for
+from tests.test_run_engine import begun, containers, latest, on_a_terminal, start, wait_for
 
 pytestmark = pytest.mark.engine
 
@@ -357,3 +358,95 @@ for tenth in range(30):
     time.sleep(max(0.0, begun + (tenth + 1) / 10 - time.monotonic()))
 assert 30 * 10_000 == {FLOOD_LINES}
 """
+
+
+def test_whoever_stops_a_run_is_not_disturbed_by_who_keeps_it(lab: Project, repro: Repro) -> None:
+    """The one gives it its time to end; the other looks every half a minute whether somebody asked."""
+    script(lab, "slow.py", SLOW_END)
+    run = run_detached(repro, "command=[python3,slow.py]", "tracking.enabled=false", "resources.stop_grace=1.0")
+    wait_for(lambda: begun(lab))
+    assert repro("stop", run, "--grace", "60").returncode == 0
+    log = latest(lab)[1].output_log.read_text()
+    assert (log.count("KeyboardInterrupt"), log.endswith("\nclean\n")) == (1, True)
+
+
+SLOW_END = """\
+import time
+print("begun", flush=True)
+try:
+    time.sleep(1000)
+finally:
+    time.sleep(35)
+    print("clean")
+"""
+
+
+def test_a_detached_run_whose_program_is_not_there_has_failed_and_says_so(lab: Project, repro: Repro) -> None:
+    run = run_detached(repro, "command=[/nosuch]", "tracking.enabled=false")
+    done = repro("wait", run)
+    assert done.returncode == 1, done.stderr
+    record, _folder = latest(lab)
+    assert record.ended is not None
+    assert record.state == "failed"
+    assert "the image does not hold that program" in record.ended.reason
+    assert containers(lab) == []
+
+
+def test_a_run_in_a_folder_of_ones_choice_is_one_run(lab: Project, repro: Repro) -> None:
+    script(lab, "toy.sh", GATE)
+    run = run_detached(repro, f"hydra.run.dir={lab.runs}/mine", "tracking.enabled=false")
+    assert [folder.path.name for folder in lease.open_runs(lab.runs)] == [run]
+    done = repro("stop", "--now")
+    assert done.returncode == 0, done.stderr
+    assert repro("rm", run, run, "latest").returncode == 0
+    assert folders(lab.runs) == []
+    assert not (lab.runs / "mine").exists()
+
+
+def test_a_run_that_nobody_can_keep_here_is_told_and_can_be_given_up(lab: Project, repro: Repro) -> None:
+    script(lab, "toy.sh", GATE)
+    folder = killed(lab, "tracking.enabled=false")
+    holder = lease.holder(folder)
+    assert holder is not None
+    folder.lease.write_bytes(msgspec.json.encode(msgspec.structs.replace(holder, host="another machine")))
+    done = repro("wait")
+    assert (done.returncode, "was started on another machine" in done.stderr) == (3, True)
+    assert "`repro rm --force RUN` gives it up" in done.stderr
+    assert repro("rm", "latest").returncode == 4
+    assert repro("rm", "latest", "--force").returncode == 0
+    assert repro("reap").returncode == 0
+    assert containers(lab) == []
+
+
+def test_an_engine_that_has_lost_its_state_has_lost_the_run(lab: Project, repro: Repro) -> None:
+    script(lab, "toy.sh", GATE)
+    folder = killed(lab, "tracking.enabled=false")
+    connect().remove(containers(lab)[0])
+    record = folder.read()
+    assert record.started is not None
+    started = msgspec.structs.replace(record.started, engine="of before")
+    folder.write(msgspec.structs.replace(record, started=started))
+    done = repro("wait")
+    assert done.returncode == 3, done.stderr
+    assert folder.read().state == "lost"
+
+
+def test_a_shell_whose_terminal_has_gone_leaves_nothing(lab: Project, repro: Repro) -> None:
+    process, terminal = on_a_terminal(lab, "shell", "experiment=toy")
+    os.write(terminal, b"echo in$((20 + 1))side\n")
+    _until(terminal, b"in21side")
+    process.kill()  # nothing of it can tidy up
+    process.wait()
+    os.close(terminal)
+    (name,) = containers(lab)
+    assert name in repro("reap", "--dry-run").stdout
+    assert repro("reap").returncode == 0
+    assert containers(lab) == []
+
+
+@pytest.mark.parametrize("wrong", ["99999999999d", "yesterday"])
+def test_a_moment_that_is_none_is_bad_input(lab: Project, repro: Repro, wrong: str) -> None:
+    repro("run", "experiment=toy", *QUIET)
+    assert repro("logs", "--since", wrong).returncode == 2
+    assert repro("logs", "-n", "0").stdout == ""
+    assert repro("stop", "--grace", "-1", "latest").returncode == 2

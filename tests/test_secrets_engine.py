@@ -236,3 +236,23 @@ def test_whoever_takes_a_run_over_masks_its_secrets_and_removes_them_at_the_end(
     assert told == [str(n) for n in range(len(told))]
     assert len(lines) == 1 + 5 * len(told)
     assert kept(vault) == []
+
+
+def test_what_cannot_be_masked_any_more_stays_with_the_engine(vault: Project, repro: Repro) -> None:
+    script(vault, "toy.sh", "echo begun; while [ ! -e /outputs/go ]; do sleep 0.05; done; echo after $TOKEN")
+    process = start(vault, *OPTIONS, "tracking.enabled=false")
+    wait_for(lambda: begun(vault))
+    process.kill()
+    process.communicate()
+    _record, folder = latest(vault)
+    secretsfolder.remove(folder.path.name)  # as at a logout
+    repro("runs")
+    (folder.outputs / "go").touch()
+    assert repro("wait").returncode == 0
+    record = folder.read()
+    assert record.ended is not None
+    assert "its secrets are gone from this machine's memory" in record.ended.reason
+    assert folder.output_log.read_text() == "begun\n"
+    assert b"after tok3n" in b"".join(connect().output(containers(vault)[0], follow=False))
+    assert repro("reap").returncode == 0
+    assert containers(vault) == []

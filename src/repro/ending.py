@@ -30,6 +30,7 @@ class StopRequest(Value, frozen=True, kw_only=True):
     at: datetime
     by: str  # a person
     how: str  # the command, or the key
+    grace: float = 0.0  # seconds that the container was given to end by itself
 
 
 class Circumstance(Value, frozen=True, kw_only=True):

@@ -75,7 +75,8 @@ def remember(runs: Path) -> None:
             write_atomic(file, os.fsencode(place))
 
 
-def _remembered() -> Iterator[Path]:
+def remembered() -> Iterator[Path]:
+    """Every folder of runs that was remembered."""
     for file in sorted((cache_folder() / REMEMBERED).glob("[0-9a-f]*")):
         with contextlib.suppress(OSError):
             yield Path(os.fsdecode(file.read_bytes()))
@@ -87,7 +88,7 @@ def images(engine: Engine, runs: Path | None, containers: Sequence[ContainerFact
     Those recorded in `runs`, and in every folder that was ever remembered. In use is what one of `containers` has.
     """
     used: dict[str, set[str]] = {}  # a run may be reached in two ways
-    places = dict.fromkeys([*([runs.absolute()] if runs else []), *_remembered()])
+    places = dict.fromkeys([*([runs.absolute()] if runs else []), *remembered()])
     for folder in (folder for place in places for folder in folders(place)):
         image, run = _needs(folder)
         used.setdefault(image, set()).add(run)

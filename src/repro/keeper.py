@@ -66,7 +66,7 @@ def keep(held: Lease, project: Project) -> None:
     record = folder.read() if folder.record.exists() else None
     engine, away = _engine(record)
     if record and not _same(record, engine):
-        log.info("%s: its container is with another engine", folder.path.name)
+        log.info("%s: its container is with the engine of %s", folder.path.name, record.planned.host.name)
         return
     record = runner.recover(held, engine)
     if record is None:
@@ -89,7 +89,7 @@ def keep(held: Lease, project: Project) -> None:
 
 def _to_its_end(held: Lease, record: Record, engine: Engine, away: Absence | None) -> None:
     name = record.planned.run
-    keeper = Keeper(held, record, engine, lambda line: log.info("%s: %s", name, line), PATIENCE)
+    keeper = Keeper(held, record, engine, lambda line: log.info("%s: %s", name, line), patience=PATIENCE, alone=True)
     keeper.away = away
     try:
         record = keeper.keep()
@@ -121,10 +121,12 @@ def _engine(record: Record | None) -> tuple[Engine, Absence | None]:
 
 
 def _same(record: Record, engine: Engine) -> bool:
-    """Whether this is the engine that the run was started on: of another one's silence nothing follows."""
-    if record.started:
-        return record.started.engine in ("", engine.id)
-    return record.planned.host.name == engine.facts().name
+    """Whether this is the engine that the run was started on: of another machine's silence nothing follows.
+
+    One that has lost its state is another by its id; what it does not know then is gone.
+    """
+    known = record.started.engine if record.started else ""
+    return (known != "" and known == engine.id) or record.planned.host.name == engine.facts().name
 
 
 def _follower(record: Record, folder: RunFolder, project: Project) -> Follower | None:

@@ -61,13 +61,21 @@ class Keeper:
     """Watches one container to its end. `say` is told what a user should know meanwhile."""
 
     def __init__(
-        self, held: Lease, record: Record, engine: Engine, say: Callable[[str], None], patience: float = ENGINE_SECONDS
+        self,
+        held: Lease,
+        record: Record,
+        engine: Engine,
+        say: Callable[[str], None],
+        *,
+        patience: float = ENGINE_SECONDS,
+        alone: bool = False,  # no command waits that could tell the user of a command that is not there
     ) -> None:
         assert record.started is not None  # noqa: S101 - for the type checker: runs that never started have no keeper
         self.held, self.folder, self.record, self.engine, self.say = held, held.folder, record, engine, say
         self.started, self.container = record.started, record.started.container
         self.resources = resources(record)
-        self.patience = patience
+        self.patience, self.alone = patience, alone
+        self._to_stop = False  # we were asked to, and could not
         self.away: Absence | None = None  # of the engine, the last one
         self.unheard = False  # the engine was away when the container ended
         self.over = False  # the container
@@ -85,7 +93,7 @@ class Keeper:
             LeftError: the engine went away and did not come back in time. The run is still open.
             CommandNotFoundError: no run took place, and nothing is left of it.
         """
-        pump = Pump(self.engine, self.container, self.folder, secretsfolder.values(self.record.planned.run))
+        pump = self._pump()
         echo = Echo(self.folder.output_log, output) if output else None
         sampler = Sampler(self.engine, self.container, self.folder, self.record)
         room = Quota(self.folder, self.container, manifest.wanted(self.record.planned).limit, self._too_large)
@@ -105,6 +113,14 @@ class Keeper:
         if echo:
             echo.finish()
         return record
+
+    def _pump(self) -> Pump:
+        """What copies the output; nothing of it, where secrets that it may show cannot be masked any more."""
+        secrets = secretsfolder.values(self.record.planned.run)
+        pump = Pump(self.engine, self.container, self.folder, secrets)
+        if len(secrets) < len(self.record.planned.config.get("secrets") or {}):
+            pump.hold_back("its secrets are gone from this machine's memory and cannot be masked")
+        return pump
 
     def _too_large(self, grace: float) -> None:
         """The outputs have outgrown their limit."""
@@ -168,13 +184,13 @@ class Keeper:
             try:
                 if not asked and self._due():
                     self.engine.stop(self.container, self.resources.stop_grace)
-                    asked = True
+                    asked, self._to_stop = True, False
                 left = SLICE_SECONDS if asked else self._left()
                 if exited := self.engine.wait(self.container, timeout=max(0.1, min(left, SLICE_SECONDS))):
                     return exited
             except ContainerGoneError:
                 raise
-            except EngineUnreachableError as error:
+            except EnvironmentUnfitError as error:  # away, or in such a state that it answers with errors
                 self.away = datetime.now(timezone.utc), None
                 self._reconnect(error)
                 self.away = self.away[0], datetime.now(timezone.utc)
@@ -188,14 +204,15 @@ class Keeper:
         return (end - datetime.now(timezone.utc)).total_seconds()
 
     def _due(self) -> bool:
-        if stop_request(self.folder):  # by a command that did not live to do it
+        request = stop_request(self.folder)
+        if self._to_stop or (request and _overdue(request)):  # by a command that did not live to do it
             return True
         if self._left() > 0:
             return False
         self.say(f"the container has not kept its time limit of {self.resources.time_limit:g} s by itself: stopping it")
         return True
 
-    def _reconnect(self, error: EngineUnreachableError) -> None:
+    def _reconnect(self, error: EnvironmentUnfitError) -> None:
         """Wait until the engine is back.
 
         Raises:
@@ -207,7 +224,9 @@ class Keeper:
         while True:
             try:
                 self.unheard = self.engine.exit(self.container) is not None
-            except EngineUnreachableError:
+            except ContainerGoneError:
+                raise
+            except EnvironmentUnfitError:
                 if time.monotonic() > give_up:
                     raise LeftError(
                         "the engine went away and did not come back",
@@ -226,19 +245,32 @@ class Keeper:
         """Ctrl-C: ask the container to stop; once more: kill it."""
         if exited := self._over():
             return exited
-        ask_to_stop(self.folder, CTRL_C)
         grace = self.resources.stop_grace
+        ask_to_stop(self.folder, CTRL_C, grace)
         self.say(f"stopping the container (up to {grace:g} s; Ctrl-C again kills it)")
         try:
-            return self._wait()  # which sees that somebody asked
+            return self._wait(asked=self._stopped(grace))
         except KeyboardInterrupt:
             self.engine.kill(self.container)
             return self._wait(asked=True)
 
+    def _stopped(self, grace: float) -> bool:
+        """Stop the container; False when that has to wait until the engine is back."""
+        try:
+            self.engine.stop(self.container, grace)
+        except ContainerGoneError:
+            raise
+        except EnvironmentUnfitError:
+            self._to_stop = True
+        return not self._to_stop
+
     def _over(self) -> Exit | None:
-        with contextlib.suppress(EngineUnreachableError):
+        try:
             return self.engine.exit(self.container)
-        return None
+        except ContainerGoneError:
+            raise
+        except EnvironmentUnfitError:
+            return None
 
     # the end --------------------------------------------------------------------------------------------------------
 
@@ -273,13 +305,16 @@ class Keeper:
         if ending.gone:
             pump.give_up()
         if not pump.finish():
-            remarks.append("the end of its output is still with the engine: `docker logs` has it")
+            why = f" ({pump.why})" if pump.why else ""
+            remarks.append(f"the end of its output is still with the engine{why}: `docker logs` has it")
         if self.unheard:
             remarks.append("its engine was away when it ended, and may have dropped the last of what it printed")
         if refusal := _init_refusal(ending, self.folder):
-            self._release()
-            discard(self.folder)
-            raise command_not_found(refusal)
+            if not self.alone:
+                self._release()
+                discard(self.folder)
+                raise command_not_found(refusal)
+            remarks.append(f"{command_not_found(refusal).what} ({refusal})")
         if pump.disk_error or ending.end is End.FAILED:
             remarks.append(quota.lack_of_room(self.folder, ours=pump.disk_error))
         if pump.disk_error:
@@ -327,10 +362,10 @@ def stop(folder: RunFolder, started: Started, how: str, grace: float) -> None:
             engine = connect(started.endpoint or None)
             over = engine.exit(started.container) is not None
         except EngineUnreachableError:
-            ask_to_stop(folder, how)
+            ask_to_stop(folder, how, grace)
             raise
         if not over:
-            ask_to_stop(folder, how)
+            ask_to_stop(folder, how, grace)
             engine.stop(started.container, grace)
 
 
@@ -384,12 +419,17 @@ def interrupted(folder: RunFolder) -> bool:
     return request is not None and request.how == CTRL_C
 
 
-def ask_to_stop(folder: RunFolder, how: str) -> None:
+def ask_to_stop(folder: RunFolder, how: str, grace: float = 0.0) -> None:
     """Note who wants the run to stop, before it is stopped. The first to ask is who stopped it."""
     if not folder.stop.exists():
-        request = StopRequest(at=datetime.now(timezone.utc), by=user_name(), how=how)
+        request = StopRequest(at=datetime.now(timezone.utc), by=user_name(), how=how, grace=grace)
         with contextlib.suppress(OSError):  # a full disk is no reason to let it run on
             write_atomic(folder.stop, msgspec.json.encode(request))
+
+
+def _overdue(request: StopRequest) -> bool:
+    """Whether who asked has had the time to do it: a second signal would disturb an end in good order."""
+    return datetime.now(timezone.utc) > request.at + timedelta(seconds=request.grace + LATE_SECONDS)
 
 
 def _init_refusal(ended: _Ending, folder: RunFolder) -> str:

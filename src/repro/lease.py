@@ -33,7 +33,7 @@ class Holder(Value, frozen=True, kw_only=True):
     """Who has a lease, as noted in its file; for people, and to see how far a takeover has come."""
 
     pid: int
-    host: str
+    host: str  # as `machine` has it
     state: str  # starting, taking over, watching
 
 
@@ -45,7 +45,7 @@ class Lease:
 
     def note(self, state: str) -> None:
         """Let others know how far we are."""
-        content = msgspec.json.encode(Holder(pid=os.getpid(), host=socket.gethostname(), state=state))
+        content = msgspec.json.encode(Holder(pid=os.getpid(), host=machine(), state=state))
         with contextlib.suppress(OSError):  # a full disk: the lock itself needs no room
             os.pwrite(self._descriptor, content.ljust(256), 0)
 
@@ -96,10 +96,28 @@ def _is(descriptor: int, path: Path) -> bool:
         return False
 
 
+@contextlib.contextmanager
+def held(file: Path) -> Iterator[None]:
+    """Hold a file like a lease, and remove it at the end."""
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            file.unlink()
+        os.close(descriptor)
+
+
 def unkept(folder: RunFolder) -> bool:
     """Whether a run is not over and nobody keeps it, as far as can be told."""
+    return unheld(folder.lease)
+
+
+def unheld(file: Path) -> bool:
+    """Whether a file is there and its holder has gone, as far as can be told."""
     try:
-        descriptor = os.open(folder.lease, os.O_RDWR | os.O_CLOEXEC)
+        descriptor = os.open(file, os.O_RDWR | os.O_CLOEXEC)
     except OSError:  # it is over; or another user's, who keeps it
         return False
     try:
@@ -116,12 +134,21 @@ def holder(folder: RunFolder) -> Holder | None:
         return None
 
 
-def open_runs(runs: Path) -> Iterator[RunFolder]:
-    """The runs below `runs` that are not over: a few thousand finished ones take milliseconds."""
+def machine() -> str:
+    """What names this machine, also when its host name changes."""
+    with contextlib.suppress(OSError):
+        if known := Path("/etc/machine-id").read_text(encoding="ascii").strip():
+            return known
+    return socket.gethostname()
+
+
+def open_runs(runs: Path) -> list[RunFolder]:
+    """The runs below `runs` that are not over, each once: a few thousand finished ones take milliseconds."""
+    found: list[str] = []
     with contextlib.suppress(FileNotFoundError), os.scandir(runs) as entries:
-        for entry in entries:
-            if os.access(f"{entry.path}/.lease", os.F_OK):
-                yield RunFolder(Path(entry.path))
+        found = [entry.path for entry in entries if os.access(f"{entry.path}/.lease", os.F_OK)]
+    linked = {os.path.realpath(path) for path in found if Path(path).is_symlink()}  # by its id, to a chosen name
+    return [RunFolder(Path(path)) for path in sorted(found) if Path(path).is_symlink() or path not in linked]
 
 
 def spawn(folder: RunFolder, project: Project) -> subprocess.Popen[bytes]:

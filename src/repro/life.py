@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import os
 import re
+import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -14,7 +17,14 @@ from typing import Protocol
 
 from repro import keeping, lease, report, sweep
 from repro.display import Display
-from repro.errors import BadInputError, EngineUnreachableError, EnvironmentUnfitError, ExitCode, RefusedError
+from repro.errors import (
+    BadInputError,
+    EngineUnreachableError,
+    EnvironmentUnfitError,
+    ExitCode,
+    RefusedError,
+    ReproError,
+)
 from repro.lookup import find
 from repro.project import Project
 from repro.pump import follow
@@ -22,6 +32,7 @@ from repro.record import End, Record, RunFolder
 
 TAIL = 20  # lines of what was printed before, when a view begins
 AGO = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|min|h|d)")
+ENTRY = re.compile(r"(\d{13}) (\d+)\n")
 UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 WHICH = "run id, MLflow run id, a unique prefix, or latest"
 
@@ -101,11 +112,11 @@ def moment(text: str, now: datetime) -> datetime:
     Raises:
         BadInputError: neither.
     """
-    if ago := AGO.fullmatch(text):
-        return now - timedelta(seconds=float(ago[1]) * UNITS[ago[2]])
     try:
+        if ago := AGO.fullmatch(text):
+            return now - timedelta(seconds=float(ago[1]) * UNITS[ago[2]])
         return datetime.fromisoformat(text.replace("Z", "+00:00")).astimezone(timezone.utc)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise BadInputError(
             f"--since {text}: neither a duration nor a time", hints=["--since 10m, --since 2026-11-23T19:15:00"]
         ) from None
@@ -113,28 +124,31 @@ def moment(text: str, now: datetime) -> datetime:
 
 def offset(folder: RunFolder, since: datetime) -> int:
     """The byte of the log that was written then, to a second; the log's length if nothing came since."""
-    wanted, last = since.timestamp() * 1000, 0
-    with contextlib.suppress(FileNotFoundError), folder.output_times.open(encoding="ascii") as times:
-        for line in times:
-            at, _, begin = line.partition(" ")
-            if float(at) >= wanted:
-                return int(begin)
-            last = int(at)
+    wanted, last = since.timestamp() * 1000, (0, 0)
+    for at, begin in _times(folder):
+        if at >= wanted:
+            return begin
+        last = at, begin
     written = folder.output_log.stat() if folder.output_log.exists() else None
-    if written is None or written.st_mtime * 1000 < wanted or not last:
+    if written is None or written.st_mtime * 1000 < wanted:
         return written.st_size if written else 0
-    return _last_entry(folder)
+    return last[1]
 
 
-def _last_entry(folder: RunFolder) -> int:
-    line = folder.output_times.read_text(encoding="ascii").rstrip("\n").rpartition("\n")[2]
-    return int(line.partition(" ")[2])
+def _times(folder: RunFolder) -> Iterator[tuple[int, int]]:
+    """When (ms) the log had how many bytes; a line may be torn where the disk was full."""
+    with contextlib.suppress(FileNotFoundError), folder.output_times.open(encoding="ascii", errors="replace") as lines:
+        for line in lines:
+            if found := ENTRY.fullmatch(line):
+                yield int(found[1]), int(found[2])
 
 
 def tail(log: Path, lines: int) -> int:
     """The byte at which the last lines of a log begin."""
     if not log.is_file():
         return 0
+    if lines <= 0:
+        return log.stat().st_size
     with log.open("rb") as file:
         position = file.seek(0, os.SEEK_END)
         wanted = lines + 1  # the end of the line before them
@@ -219,8 +233,9 @@ def wait(args: argparse.Namespace, display: Display) -> int:
     project = Project.find(Path.cwd())
     wanted = list(lease.open_runs(project.runs)) if args.all else [find(project, run)[1] for run in args.run]
     codes = [ExitCode.OK]
+    until = time.monotonic() + (math.inf if args.timeout is None else args.timeout)
     for folder in wanted:
-        if not sweep.wait(folder, project, seconds=args.timeout):
+        if not sweep.wait(folder, project, seconds=until - time.monotonic()):
             raise EnvironmentUnfitError(
                 f"run {folder.path.name} is not over after {args.timeout:g} s", hints=["it goes on: `repro attach`"]
             )
@@ -233,13 +248,23 @@ def wait(args: argparse.Namespace, display: Display) -> int:
 
 def stop(args: argparse.Namespace, display: Display) -> int:
     """Stop runs, and wait until their records say so."""
+    from concurrent.futures import ThreadPoolExecutor
+
     project = Project.find(Path.cwd())
     grace = 0.0 if args.now else args.grace
-    for folder in [find(project, run)[1] for run in args.run] or [_only(project)]:
-        if folder.lease.exists():
-            _stop(folder, "`repro stop`", grace, display)
-            sweep.wait(folder, project)
+    if grace is not None and not 0 <= grace < math.inf:
+        raise BadInputError(f"--grace {grace:g}: not a number of seconds")
+    wanted = [find(project, run)[1] for run in args.run] or [_only(project)]
+    with ThreadPoolExecutor(max_workers=len(wanted)) as pool:  # each is given its time, and all of them the same
+        asked = [pool.submit(_stop, each, "`repro stop`", grace, display) for each in wanted if each.lease.exists()]
+    failed = [error for each in asked if (error := each.exception())]
+    for folder in wanted if not failed else ():
+        sweep.wait(folder, project)
         conclusion(folder, display)
+    for error in failed:
+        if not isinstance(error, ReproError) or error is failed[-1]:
+            raise error
+        display.error(error)
     return ExitCode.OK
 
 
@@ -279,28 +304,41 @@ def _stop(folder: RunFolder, how: str, grace: float | None, display: Display) ->
 
 def remove(args: argparse.Namespace, display: Display) -> int:
     """Remove run folders. What MLflow has of them stays there."""
-    import shutil
-
     from repro import tracking
 
     project = Project.find(Path.cwd())
-    chosen = [find(project, run) for run in args.run]
-    for record, folder in chosen:
-        if folder.lease.exists():
+    chosen = {folder.path.resolve(): record for record, folder in (find(project, run) for run in args.run)}
+    for place, record in chosen.items():
+        folder = RunFolder(place)
+        if folder.lease.exists() and not (args.force and lease.unkept(folder)):
             raise RefusedError(f"run {record.planned.run} is not over", hints=[f"`repro stop {record.planned.run}`"])
         if not args.force and record.planned.tracking_uri and not tracking.complete(folder):
             raise RefusedError(
                 f"MLflow does not have all of run {record.planned.run}",
                 hints=[f"`repro sync {record.planned.run}`, then again", "--force removes the only copy"],
             )
-    for record, folder in chosen:
-        place = folder.path.resolve()
+    for place, record in chosen.items():
         link = project.runs / record.planned.run
         if link.is_symlink():
             link.unlink()
-        shutil.rmtree(place)
+        try:
+            shutil.rmtree(place, onerror=_opened)
+        except OSError as error:
+            raise EnvironmentUnfitError(
+                f"{place} cannot be removed, or not all of it", evidence=[str(error)], hints=[f"sudo rm -r {place}"]
+            ) from error
         display.line(f"removed  {place}")
     return ExitCode.OK
+
+
+def _opened(remove: Callable[[str], object], path: str, _failure: object) -> None:
+    """Try once more, with the folder around it open to us: an experiment may have closed it."""
+    Path(path).parent.chmod(0o700)
+    if os.path.isdir(path):  # noqa: PTH112 - it was what could not be listed
+        Path(path).chmod(0o700)
+        shutil.rmtree(path)
+    else:
+        remove(path)
 
 
 def reap(args: argparse.Namespace, display: Display) -> int:

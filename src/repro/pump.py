@@ -38,14 +38,19 @@ class Pump(threading.Thread):
         self.disk_error = ""
         self.missed = b""  # the last of what the log has no room for
         self.over = threading.Event()
+        self.why = ""  # the engine keeps some of the output, in words
+        self._given_up = self._complete = False
         self._noted = 0.0
 
     def run(self) -> None:
         """Until the container's output ends for good, or nobody wants it any more."""
         with self.log.open("ab", buffering=0) as log:
             self.delivered = log.tell()
-            while not self._copy(log) and not self.over.wait(0.5):
-                pass
+            while not self.over.is_set():
+                if self._copy(log):
+                    self._complete = not self.over.is_set()
+                    return
+                self.over.wait(0.5)
 
     def _copy(self, log: BinaryIO) -> bool:
         """Everything that the engine has and will have of the output; False when it went away in between."""
@@ -105,7 +110,13 @@ class Pump(threading.Thread):
                 times.write(f"{int(now * 1000)} {self.delivered}\n")
 
     def give_up(self) -> None:
-        """Whoever had the output has gone: what is there is all."""
+        """Whoever had the output has gone, or it is more than anybody wants: what is there is all."""
+        self._given_up = True
+        self.over.set()
+
+    def hold_back(self, why: str) -> None:
+        """Leave the output with the engine."""
+        self.why = why
         self.over.set()
 
     def finish(self) -> bool:
@@ -120,7 +131,7 @@ class Pump(threading.Thread):
     @property
     def held_back(self) -> bool:
         """Whether the engine has the only copy of some output."""
-        return self.is_alive()
+        return not (self._complete or self._given_up)
 
 
 class Echo(threading.Thread):

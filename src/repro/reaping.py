@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from repro import lease, leftovers, secretsfolder, sweep
+from repro import housekeeping, lease, leftovers, secretsfolder, sweep
 from repro.answers import ContainerFacts
 from repro.engine import Engine
 from repro.errors import ReproError
@@ -61,13 +61,19 @@ def _orphans(containers: Sequence[ContainerFacts]) -> list[Leftover]:
     gone = {each.name: each for each in leftovers.containers(containers, user=user, now=time.time())}
     for each in containers:
         ours = each.labels.keys() >= {RUN_LABEL, "repro.folder"} and each.labels.get(USER_LABEL, user) == user
-        if ours and each.name not in gone and sweep.is_orphan(each):
+        if not ours or each.name in gone:
+            continue
+        if sweep.is_orphan(each):
             gone[each.name] = leftovers.removal(each, "its run has no folder any more, so nothing of it can be kept")
+        elif lease.unheld(RunFolder(Path(each.labels["repro.folder"])).shell):
+            gone[each.name] = leftovers.removal(each, "the terminal of its `repro shell` has gone")
     return [Leftover(kind="container", name=each.name, why=each.loses, place=each.id) for each in gone.values()]
 
 
 def _secrets(containers: Sequence[ContainerFacts]) -> list[Leftover]:
     alive = {each.labels[RUN_LABEL] for each in containers if RUN_LABEL in each.labels}
+    for runs in housekeeping.remembered():  # of runs with another engine, too
+        alive |= {folder.path.name for folder in lease.open_runs(runs)}
     why = "secrets of a run that has no container any more"
     return [Leftover(kind="secrets", name=run, why=why, place=run) for run in secretsfolder.stale(alive)]
 
@@ -78,7 +84,10 @@ def do(found: Sequence[Leftover], project: Project, engine: Engine, say: Callabl
     for folder in runs:
         folder.lease.touch()
     say(f"taking over {len(runs)}")
-    sweep.settle(sweep.take_over(project, runs))
+    taken = sweep.take_over(project, runs)
+    sweep.settle(taken)
+    for path in {folder.path for folder in runs} - {each.folder.path for each in taken if not each.failed}:
+        say(f"not taken over: {path.name}, which another machine or engine has; `repro wait {path.name}` says more")
     for each in found:
         if each.kind == "container":
             say(f"removing {each.name}")

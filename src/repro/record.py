@@ -191,6 +191,7 @@ class RunFolder:
         self.reserve = path / ".reserve"  # room for the last record on a disk that the run has filled
         self.lease = path / ".lease"  # held by the process that keeps the run; there until it is over
         self.stop = path / "stop.json"  # who asked the run to stop
+        self.shell = path / ".shell"  # held by the process behind an interactive container, which is no run
         self.files = (
             self.record,
             self.reserve,
@@ -200,6 +201,7 @@ class RunFolder:
             self.ignore,
             self.resources,
             self.stop,
+            self.shell,
             self.lease,
         )
 

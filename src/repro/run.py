@@ -151,6 +151,7 @@ def shell(overrides: Sequence[str], command: str, display: Display) -> int:
     Raises:
         BadInputError, EnvironmentUnfitError: as for a run.
     """
+    signal.signal(signal.SIGHUP, signal.default_int_handler)  # without its terminal it has no use
     project = Project.find(Path.cwd())
     session = Session(project, display, argv=("shell", *overrides))
     composed = config.Composed(

@@ -43,8 +43,8 @@ def prepare(plan: Plan) -> Lease:
     held: Lease | None = None
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
-        held = lease.take(folder)  # first of all: what has no lease is found by nobody
-        assert held is not None  # noqa: S101 - the folder is new: nobody else knows of it
+        while held is None:  # first of all: what has no lease is found by nobody; who looks has it for a moment
+            held = lease.take(folder)
         for path in (folder.outputs, folder.journal, folder.logs):
             path.mkdir(exist_ok=True)
         _fill(folder, plan)
@@ -197,13 +197,13 @@ def _adopted(record: Record, found: Found, engine: Engine) -> Record:
 
 def _undo(plan: Plan, engine: Engine, held: Lease, error: BaseException) -> None:
     """No run took place: the container goes, by its name, since its id may not have arrived yet."""
+    ask_to_stop(held.folder, "it could not be started")  # should we be interrupted here, too
     try:
         if not isinstance(error, ReproError):  # the engine has not answered yet
             _find(engine, plan.container.name, until=datetime.now(timezone.utc) + timedelta(seconds=CREATE_SECONDS))
         engine.remove(plan.container.name)
     except EnvironmentUnfitError:
         if held.folder.lease.exists():  # it may be there all the same: whoever sees the engine again removes it
-            ask_to_stop(held.folder, "it could not be started")
             hand_over(held, Project(Path(plan.planned.project)))
             return
     secretsfolder.remove(plan.planned.run)
@@ -234,7 +234,7 @@ def converse(
     held.end()
     command = start_command(command, plan.secrets)  # no time limit: somebody sits there
     spec = msgspec.structs.replace(plan.container, command=command, interactive=True)
-    with contextlib.ExitStack() as sockets:
+    with lease.held(held.folder.shell), contextlib.ExitStack() as sockets:
         lines = []  # to the container; the last one counts
 
         def created(container: str) -> None:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-import socket
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from repro import glance, lease
+from repro import glance, lease, report
 from repro.answers import ContainerFacts
-from repro.project import Project
+from repro.errors import EnvironmentUnfitError
+from repro.project import Project, user_name
 from repro.record import RunFolder
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 SETTLE_SECONDS = 10.0
 ORPHAN_SECONDS = 0.05
+GIVE_UP = "`repro rm --force RUN` gives it up"
 
 
 class Taken:
@@ -26,6 +27,11 @@ class Taken:
 
     def __init__(self, folder: RunFolder, process: subprocess.Popen[bytes]) -> None:
         self.folder, self._process = folder, process
+
+    @property
+    def failed(self) -> bool:
+        """Whether the process has ended without bringing the run to its end."""
+        return self._process.poll() is not None and self.folder.lease.exists()
 
     @property
     def settled(self) -> bool:
@@ -37,14 +43,16 @@ class Taken:
 
 def take_over(project: Project, folders: Iterable[RunFolder] | None = None) -> list[Taken]:
     """Start a keeper for each run of this machine that is not over and that nobody keeps."""
-    here = socket.gethostname()
-    taken = []
-    for folder in lease.open_runs(project.runs) if folders is None else folders:
-        if lease.unkept(folder):
-            known = lease.holder(folder)
-            if known is None or known.host == here:  # another machine's are taken over there
-                taken.append(Taken(folder, lease.spawn(folder, project)))
-    return taken
+    everything = lease.open_runs(project.runs) if folders is None else folders
+    return [
+        Taken(folder, lease.spawn(folder, project)) for folder in everything if lease.unkept(folder) and _here(folder)
+    ]
+
+
+def _here(folder: RunFolder) -> bool:
+    """Whether a run is this machine's: another one's is taken over there."""
+    known = lease.holder(folder)
+    return known is None or known.host == lease.machine()
 
 
 def settle(taken: Iterable[Taken], seconds: float = SETTLE_SECONDS) -> None:
@@ -67,8 +75,12 @@ def wait(folder: RunFolder, project: Project, *, seconds: float | None = None, p
 
 
 def over(folder: RunFolder, project: Project) -> Callable[[], bool]:
-    """A question that can be asked often: is the run over? A run that nobody keeps is taken over on the way."""
+    """A question that can be asked often: is the run over? A run that nobody keeps is taken over on the way.
+
+    It raises EnvironmentUnfitError when nobody can keep the run here.
+    """
     looked = 0.0
+    taken: list[Taken] = []
 
     def ask() -> bool:
         nonlocal looked
@@ -76,24 +88,48 @@ def over(folder: RunFolder, project: Project) -> Callable[[], bool]:
             return True
         if time.monotonic() - looked > 1.0:
             looked = time.monotonic()
-            take_over(project, [folder])
+            if any(each.failed for each in taken) and lease.unkept(folder):
+                raise _unkeepable(folder, project)
+            if lease.unkept(folder) and not _here(folder):
+                raise _elsewhere(folder)
+            taken.extend(take_over(project, [folder]))
         return False
 
     return ask
 
 
+def _unkeepable(folder: RunFolder, project: Project) -> EnvironmentUnfitError:
+    log = project.scratch / "logs" / "keeper.log"
+    last = [line for line in report.last_lines(log) if folder.path.name in line][-1:]
+    return EnvironmentUnfitError(
+        f"run {folder.path.name} is not over, and cannot be kept from here",
+        evidence=last,
+        hints=[f"its keeper's log: {log}", "where its engine is another machine's: ask there", GIVE_UP],
+    )
+
+
+def _elsewhere(folder: RunFolder) -> EnvironmentUnfitError:
+    return EnvironmentUnfitError(
+        f"run {folder.path.name} was started on another machine, and nobody keeps it there now",
+        hints=["ask for it there: `repro wait`", GIVE_UP],
+    )
+
+
 def orphans(project: Project) -> list[str]:
     """The names of this project's containers whose runs have no folder any more; asked of a local engine in 50 ms."""
     found = glance.containers(f"repro.project={project.root}", ORPHAN_SECONDS)
-    return [each.name for each in found if is_orphan(each)]
+    return [each.name for each in found if each.labels.get("repro.user", "") == user_name() and is_orphan(each)]
 
 
 def is_orphan(container: ContainerFacts) -> bool:
     """Whether somebody removed the folder of its run. A disk that is not mounted is no reason to end a run."""
     folder = Path(container.labels.get("repro.folder", "/"))
     root = Path(container.labels.get("repro.project", "/"))
-    inside = folder.is_relative_to(root) and root.is_dir()
-    return not folder.exists() and (inside or os.access(folder.parent, os.R_OK))
+    try:
+        inside = folder.is_relative_to(root) and root.is_dir()
+        return not folder.exists() and (inside or os.access(folder.parent, os.R_OK))
+    except OSError:  # another user's, and closed to us
+        return False
 
 
 def at_start(project: Project, notice: Callable[[str], None]) -> list[Taken]:
