@@ -198,7 +198,7 @@ class Nested:
             Note(key=tag.key, value=self.translate(tag.value)) if tag.key == HISTORY else tag for tag in events.tags
         ]
         if run != story.ROOT:
-            tags = [tag for tag in tags if tag.key in OWN or view.settable(tag.key)]
+            tags = [tag for tag in tags if tag.key in OWN or view.settable(view.key(tag.key))]
         return Events(metrics=tuple(metrics), params=events.params, tags=tuple(tags))
 
     def translate(self, text: str) -> str:
@@ -298,7 +298,7 @@ class Nested:
 
 
 def _notes(tags: dict[str, str]) -> dict[str, str]:
-    allowed = {key: value for key, value in tags.items() if key in OWN or view.settable(key)}
+    allowed = {key: value for key, value in tags.items() if key in OWN or view.settable(view.key(key))}
     return {view.key(key): view.cut(value, view.TAG_LIMIT) for key, value in allowed.items()}
 
 

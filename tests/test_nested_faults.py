@@ -1,0 +1,117 @@
+"""What hostile lines, lost answers and people in MLflow's page do to nested runs, models and files; a real store."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from repro import store
+from repro.client import TrackedRun
+from repro.project import Project
+from repro.publication import Publication
+from repro.sdkclient import SdkClient
+from tests.test_tracking import Run
+
+pytestmark = pytest.mark.tracking
+PART, MODEL = "a" * 32, "m-" + "b" * 32
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    return Project(tmp_path)
+
+
+class Line:
+    """The way to a real store, on which `before` or `after` a call of some name something can happen."""
+
+    def __init__(self, uri: str) -> None:
+        self.real = SdkClient(uri)
+        self.before: dict[str, Callable[[], None]] = {}
+        self.after: dict[str, Callable[[], None]] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*arguments: Any, **named: Any) -> Any:
+            self.before.get(name, bool)()
+            answer = getattr(self.real, name)(*arguments, **named)
+            self.after.get(name, bool)()
+            return answer
+
+        return call
+
+
+class Published:
+    """A run, and its publication in this process."""
+
+    def __init__(self, project: Project, number: int = 1) -> None:
+        self.run = Run(project, run_id(number))
+        store.prepare(self.run.uri)
+        self.line = Line(self.run.uri)
+        self.again()
+
+    def again(self) -> None:
+        """As another process: with what tracking.json says."""
+        self.publication = Publication(self.run.folder, self.run.uri, self.line)
+
+    def write(self, **event: Any) -> None:
+        self.run.write(json.dumps(event) + "\n")
+
+    def advance(self) -> bool:
+        return self.publication.advance(last=True)
+
+    def ship(self) -> None:
+        self.publication.ship(lambda done, total: None)
+
+    @property
+    def state(self) -> Any:
+        return self.publication.state
+
+    @property
+    def shown(self) -> TrackedRun:
+        found = self.line.real.run(self.state.run)
+        assert found is not None
+        return found
+
+    def below(self, own: str = PART) -> TrackedRun:
+        found = self.line.real.run(self.state.below[own].id)
+        assert found is not None
+        return found
+
+    def nested(self) -> list[TrackedRun]:
+        query = f"tags.`nested` LIKE '{self.run.id}/%'"
+        return self.line.real.find_runs([self.state.experiment_id], query, limit=100, deleted=True)
+
+
+def run_id(number: int) -> str:
+    return f"20260102-030405-toy-{number:06}"
+
+
+def test_a_nested_run_cannot_pretend_to_be_another_run_by_a_tag_that_is_cleaned(project: Project) -> None:
+    hostile = Published(project, 1)
+    tags = {"/run": run_id(2), "mlflow.parentRunId/": "f" * 32, "mine": "yes"}
+    hostile.write(t="run", r=PART, k="part", ts=1, parent=hostile.run.id, tags=tags)
+    hostile.write(t="tag", r=PART, k="//run", v=run_id(2))
+    hostile.write(t="tag", r=PART, k="nested/", v="other/x")
+    hostile.advance()
+    shown = hostile.below().tags
+    assert (shown.get("run"), shown["nested"], shown["mine"]) == (None, f"{hostile.run.id}/{PART}", "yes")
+    assert shown["mlflow.parentRunId"] == hostile.state.run
+
+
+def test_a_run_is_never_taken_for_a_nested_one_that_has_its_name(project: Project) -> None:
+    hostile = Published(project, 1)
+    hostile.write(t="run", r=PART, k="part", ts=1, parent=hostile.run.id, tags={})
+    hostile.advance()
+    own = hostile.below().id
+    hostile.line.real._client.set_tag(own, "run", run_id(2))  # as before it was forbidden
+    victim = Published(project, 2)
+    victim.advance()
+    assert victim.state.run != own
+    known = victim.state.run
+    victim.run.folder.tracking.unlink()
+    victim.again()
+    victim.advance()
+    assert victim.state.run == known
