@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from repro import store
-from repro.client import TrackedRun
+from repro.client import TrackedRun, TrackingError, UnreachableError
 from repro.project import Project
 from repro.publication import Publication
 from repro.sdkclient import SdkClient
@@ -115,3 +115,61 @@ def test_a_run_is_never_taken_for_a_nested_one_that_has_its_name(project: Projec
     victim.again()
     victim.advance()
     assert victim.state.run == known
+
+
+def lose() -> None:
+    raise UnreachableError("timed out")
+
+
+def once(line: dict[str, Callable[[], None]], name: str) -> None:
+    """The next call of this name fails, once."""
+
+    def fail() -> None:
+        del line[name]
+        lose()
+
+    line[name] = fail
+
+
+def test_a_lost_answer_to_the_making_of_a_nested_run_makes_no_second_one(project: Project) -> None:
+    it = Published(project)
+    it.write(t="run", r="c" * 32, k="first", ts=1, parent=it.run.id, tags={})
+    it.advance()  # what MLflow has is known now
+    it.write(t="run", r=PART, k="part", ts=1, parent=it.run.id, tags={})
+    it.write(t="m", r=PART, k="a", v=1, ts=1, s=1)
+    once(it.line.after, "create_run")
+    with pytest.raises(UnreachableError):
+        it.advance()
+    it.advance()
+    assert len(it.nested()) == 2
+    assert it.below().metrics == {"a": 1.0}
+
+
+@pytest.mark.parametrize("call", ["find_runs", "find_models"])
+def test_a_lost_answer_to_what_is_there_makes_nothing_again(project: Project, call: str) -> None:
+    it = Published(project)
+    it.write(t="run", r=PART, k="part", ts=1, parent=it.run.id, tags={})
+    it.write(t="model", m=MODEL, k="model", ts=1, tags={}, params={})
+    it.advance()
+    known = json.loads(it.run.folder.tracking.read_text())
+    it.run.folder.tracking.write_text(json.dumps({**known, "below": {}, "positions": {}}))  # a crash before the save
+    it.again()
+    once(it.line.before, call)
+    with pytest.raises(UnreachableError):
+        it.advance()
+    it.advance()
+    models = it.line.real.find_models(it.state.experiment_id, f"tags.`nested` LIKE '{it.run.id}/%'")
+    assert (len(it.nested()), len(models)) == (1, 1)
+
+
+@pytest.mark.parametrize("how", [{"status": 404}, {"code": "ENDPOINT_NOT_FOUND"}])
+def test_a_server_that_knows_no_models_has_nested_runs_all_the_same(project: Project, how: dict[str, Any]) -> None:
+    it = Published(project)
+
+    def unknown() -> None:
+        raise TrackingError("Not Found", **how)
+
+    it.line.before["find_models"] = unknown
+    it.write(t="run", r=PART, k="part", ts=1, parent=it.run.id, tags={})
+    it.advance()
+    assert len(it.nested()) == 1

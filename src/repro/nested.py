@@ -6,7 +6,6 @@ reach any other run.
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +24,7 @@ TAG = "nested"  # RUN/ID: how they are found again
 INHERITED = re.compile(r"(image|commit|dirty|mlflow\.(user|(source|docker|project)\..*))$")
 OWN = ("mlflow.note.content", "mlflow.runName")  # of a nested run these are the experiment's to set
 COLLISION = re.compile("unique|duplicate", re.IGNORECASE)  # in the words of sqlite, PostgreSQL and MySQL
+NO_MODELS = ("ENDPOINT_NOT_FOUND", "RESOURCE_DOES_NOT_EXIST")  # MLflow's own client's words for a 404
 HISTORY = "mlflow.log-model.history"  # a tag with ids in it
 DESCRIPTION, LARGEST = "MLmodel", 1 << 20  # of a model: a file with ids in it; bytes
 PLACE = re.compile(r"outputs/mlflow/(?:runs/([0-9a-f]{32})/|models/(m-[0-9a-f]{32})/|)artifacts/(.+)", re.DOTALL)
@@ -58,6 +58,7 @@ class Nested:
     def doubt(self) -> None:
         """What comes next may be there already, in part."""
         self._doubtful = True
+        self._found = None  # something may have been made since
         for each in (self._root, *self._deliveries.values()):
             each.doubt()
 
@@ -171,15 +172,23 @@ class Nested:
     def _there(self) -> dict[str, Child]:
         """Those that MLflow has, by our ids: made by a publisher that ended before it could write down that it did."""
         if self._found is None:
-            self._found = {}
+            found: dict[str, Child] = {}
             query = f"tags.`{TAG}` LIKE '{self.run}/%'"
             for run in self.client.find_runs([self.root.experiment_id], query, limit=MOST, deleted=True):
                 gone = Child(id="", status="FAILED")  # deleted by somebody, and left so
-                self._found[_named(run.tags)] = Child(id=run.id, status="RUNNING") if run.active else gone
-            with contextlib.suppress(TrackingError):  # a server that knows none
-                for model in self.client.find_models(self.root.experiment_id, query):
-                    self._found[_named(model.tags)] = Child(id=model.id, status=model.status)
+                found[_named(run.tags)] = Child(id=run.id, status="RUNNING") if run.active else gone
+            for model in self._models(query):
+                found[_named(model.tags)] = Child(id=model.id, status=model.status)
+            self._found = found
         return self._found
+
+    def _models(self, query: str) -> list[TrackedModel]:
+        try:
+            return self.client.find_models(self.root.experiment_id, query)
+        except TrackingError as error:
+            if error.status != 404 and error.code not in NO_MODELS:
+                raise
+            return []  # a server that knows none
 
     def _mlflow(self, own: str) -> str:
         """MLflow's id of a run or a model; "" where it has none."""
