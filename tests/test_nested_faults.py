@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import pytest
 
@@ -173,3 +174,62 @@ def test_a_server_that_knows_no_models_has_nested_runs_all_the_same(project: Pro
     it.write(t="run", r=PART, k="part", ts=1, parent=it.run.id, tags={})
     it.advance()
     assert len(it.nested()) == 1
+
+
+def logged_file(it: Published, name: str) -> None:
+    path = it.run.folder.outputs / "mlflow" / name
+    path.parent.mkdir(parents=True)
+    path.write_text("x")
+
+
+def below(place: str) -> dict[str, str]:
+    """Files by name, with what is in them."""
+    top = Path(unquote(urlsplit(place).path))
+    return {path.relative_to(top).as_posix(): path.read_text() for path in top.rglob("*") if path.is_file()}
+
+
+def test_a_nested_run_that_was_deleted_does_not_keep_the_run_from_its_end(project: Project) -> None:
+    it = Published(project)
+    it.write(t="run", r=PART, k="part", ts=1, parent=it.run.id, tags={})
+    it.write(t="run", r="c" * 32, k="other", ts=1, parent=it.run.id, tags={})
+    logged_file(it, f"runs/{PART}/artifacts/record.json")
+    it.advance()
+    gone = it.below().id
+    it.line.real.delete_run(gone)
+    it.run.end()
+    assert it.advance()
+    it.ship()
+    assert (it.shown.status, it.state.ended, it.below("c" * 32).status) == ("FINISHED", True, "FINISHED")
+    assert [remark for remark in it.state.remarks if remark.startswith(f"nested run {gone} was not ended: ")]
+    shown = below(it.shown.artifact_uri)
+    assert shown[f"outputs/mlflow/runs/{PART}/artifacts/record.json"] == "x"
+    assert shown["record.json"] == it.run.folder.record.read_text()
+
+
+@pytest.mark.parametrize("status", ["READY", None])
+def test_a_model_that_was_deleted_does_not_keep_the_artifacts_away(project: Project, status: str | None) -> None:
+    it = Published(project)
+    it.write(t="model", m=MODEL, k="model", ts=1, tags={}, params={})
+    if status:
+        it.write(t="end", m=MODEL, v=status, ts=2)
+    logged_file(it, f"models/{MODEL}/artifacts/weights")
+    it.advance()
+    it.line.real._client.delete_logged_model(it.state.below[MODEL].id)
+    it.run.end()
+    assert it.advance()
+    it.ship()
+    assert (it.shown.status, it.state.artifacts) == ("FINISHED", True)
+    assert below(it.shown.artifact_uri)[f"outputs/mlflow/models/{MODEL}/artifacts/weights"] == "x"
+
+
+def test_a_nested_run_that_was_deleted_after_its_end_has_its_files_with_the_run(project: Project) -> None:
+    it = Published(project)
+    it.write(t="run", r=PART, k="part", ts=1, parent=it.run.id, tags={})
+    it.write(t="end", r=PART, v="FINISHED", ts=2)
+    logged_file(it, f"runs/{PART}/artifacts/notes")
+    it.advance()
+    it.line.real.delete_run(it.below().id)
+    it.run.end()
+    assert it.advance()
+    it.ship()
+    assert below(it.shown.artifact_uri)[f"outputs/mlflow/runs/{PART}/artifacts/notes"] == "x"

@@ -24,7 +24,8 @@ TAG = "nested"  # RUN/ID: how they are found again
 INHERITED = re.compile(r"(image|commit|dirty|mlflow\.(user|(source|docker|project)\..*))$")
 OWN = ("mlflow.note.content", "mlflow.runName")  # of a nested run these are the experiment's to set
 COLLISION = re.compile("unique|duplicate", re.IGNORECASE)  # in the words of sqlite, PostgreSQL and MySQL
-NO_MODELS = ("ENDPOINT_NOT_FOUND", "RESOURCE_DOES_NOT_EXIST")  # MLflow's own client's words for a 404
+GONE = "RESOURCE_DOES_NOT_EXIST"
+NO_MODELS = ("ENDPOINT_NOT_FOUND", GONE)  # MLflow's own client's words for a 404
 HISTORY = "mlflow.log-model.history"  # a tag with ids in it
 DESCRIPTION, LARGEST = "MLmodel", 1 << 20  # of a model: a file with ids in it; bytes
 PLACE = re.compile(r"outputs/mlflow/(?:runs/([0-9a-f]{32})/|models/(m-[0-9a-f]{32})/|)artifacts/(.+)", re.DOTALL)
@@ -53,7 +54,7 @@ class Nested:
         self._deliveries: dict[str, Delivery] = {}  # by the container's id
         self._doubtful = self._repair = False
         self._found: dict[str, Child] | None = None
-        self._places: dict[str, Place] = {}
+        self._places: dict[str, Place | None] = {}
 
     def doubt(self) -> None:
         """What comes next may be there already, in part."""
@@ -226,7 +227,7 @@ class Nested:
         except TrackingError as error:
             if COLLISION.search(str(error)):  # it is there already
                 return True
-            if not error.rejected and error.code != "RESOURCE_DOES_NOT_EXIST":
+            if not error.rejected and error.code != GONE:
                 raise
             self.remark(f"{type(part).__name__} {getattr(part, 'name', '')}: {view.cut(str(error), 200)}")
         return True
@@ -273,11 +274,21 @@ class Nested:
         """The run ended: what is below it and still goes on ends with it."""
         for own, child in self.known.items():
             if child.id and child.status in OPEN:
-                if story.MODEL_ID.fullmatch(own):
-                    self._finish_model(own, child.id, "FAILED")
-                else:
-                    self.client.terminate(child.id, status, at)
-                    self.known[own] = Child(id=child.id, status=status)
+                try:
+                    self._end(own, child, status, at)
+                except TrackingError as error:  # deleted in MLflow, say: the run itself ends all the same
+                    if not error.rejected and error.code != GONE:
+                        raise
+                    what = "model" if story.MODEL_ID.fullmatch(own) else "nested run"
+                    self.remark(f"{what} {child.id} was not ended: {view.cut(str(error), 200)}")
+                    self.known[own] = Child(id="", status="FAILED")
+
+    def _end(self, own: str, child: Child, status: str, at: int) -> None:
+        if story.MODEL_ID.fullmatch(own):
+            self._finish_model(own, child.id, "FAILED")
+        else:
+            self.client.terminate(child.id, status, at)
+            self.known[own] = Child(id=child.id, status=status)
 
     def place(self, name: str) -> tuple[Place, str]:
         """Where an artifact of the run belongs, and its name there; `name` is below the run folder."""
@@ -287,16 +298,27 @@ class Nested:
         own = found[1] or found[2] or story.ROOT
         if (own == story.ROOT and TAKEN.match(found[3])) or not self._mlflow(own):
             return self.root, name
-        return self._place(own), found[3]
+        there = self._place(own)
+        return (there, found[3]) if there else (self.root, name)
 
-    def _place(self, own: str) -> Place:
+    def _place(self, own: str) -> Place | None:
         if own == story.ROOT:
             return self.root
         if own not in self._places:
-            model = story.MODEL_ID.fullmatch(own)
-            there = self.client.model(self._mlflow(own)) if model else self.client.run(self._mlflow(own))
-            self._places[own] = there or self.root
+            self._places[own] = self._model(own) if story.MODEL_ID.fullmatch(own) else self._run(own)
         return self._places[own]
+
+    def _run(self, own: str) -> TrackedRun | None:
+        found = self.client.run(self._mlflow(own))
+        return found if found and found.active else None
+
+    def _model(self, own: str) -> TrackedModel | None:
+        try:
+            return self.client.model(self._mlflow(own))
+        except TrackingError as error:
+            if error.code != GONE:
+                raise
+            return None
 
     def content(self, file: Path, name: str) -> bytes | None:
         """What MLflow gets in the place of a file that names ids of the container's; None: the file as it is."""
