@@ -233,3 +233,36 @@ def test_a_nested_run_that_was_deleted_after_its_end_has_its_files_with_the_run(
     assert it.advance()
     it.ship()
     assert below(it.shown.artifact_uri)[f"outputs/mlflow/runs/{PART}/artifacts/notes"] == "x"
+
+
+TAKEN = ["outputs", "logs", "inputs", "config.yaml/x", "record.json/deep/x", "uncommitted.diff.txt", "config.yaml"]
+
+
+@pytest.mark.parametrize("name", TAKEN)
+def test_an_artifact_with_a_name_of_ours_is_among_the_outputs_and_costs_no_other(project: Project, name: str) -> None:
+    it = Published(project)
+    logged_file(it, f"artifacts/{name}")
+    it.run.end()
+    assert it.advance()
+    it.ship()
+    shown = below(it.shown.artifact_uri)
+    assert shown[f"outputs/mlflow/artifacts/{name}"] == "x"
+    assert shown["config.yaml"] == it.run.folder.config_yaml.read_text()
+    assert {"outputs/model/weights.npz", "logs/output.log"} <= set(shown)
+    assert not it.state.oddities
+
+
+def test_a_file_in_whose_place_is_something_else_is_told_and_the_others_arrive(project: Project) -> None:
+    it = Published(project)
+    logged_file(it, "artifacts/notes/a")
+    (it.run.folder.outputs / "mlflow" / "artifacts" / "plot").write_text("x")
+    it.advance()
+    top = Path(unquote(urlsplit(it.shown.artifact_uri).path))
+    (top / "plot" / "deep").mkdir(parents=True)
+    (top / "notes").write_text("somebody's")
+    it.run.end()
+    assert it.advance()
+    it.ship()
+    assert it.state.oddities["artifact"] == ("notes/a (Not a directory)", "plot (Is a directory)")
+    assert (top / "outputs" / "model" / "weights.npz").read_bytes() == b"weights"
+    assert it.state.artifacts

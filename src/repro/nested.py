@@ -29,7 +29,7 @@ NO_MODELS = ("ENDPOINT_NOT_FOUND", GONE)  # MLflow's own client's words for a 40
 HISTORY = "mlflow.log-model.history"  # a tag with ids in it
 DESCRIPTION, LARGEST = "MLmodel", 1 << 20  # of a model: a file with ids in it; bytes
 PLACE = re.compile(r"outputs/mlflow/(?:runs/([0-9a-f]{32})/|models/(m-[0-9a-f]{32})/|)artifacts/(.+)", re.DOTALL)
-TAKEN = re.compile(r"(outputs|logs|inputs)/|(config\.yaml|record\.json|uncommitted\.diff\.txt)$")  # at the root: ours
+TAKEN = re.compile(r"(outputs|logs|inputs|config\.yaml|record\.json|uncommitted\.diff\.txt)(/|\Z)")  # at the root: ours
 OPEN = ("RUNNING", "SCHEDULED", "PENDING")
 
 Place = TrackedRun | TrackedModel  # what artifacts belong to
