@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from repro.client import TrackedRun, TrackingError, UnreachableError
 from repro.project import Project
 from repro.publication import Publication
 from repro.sdkclient import SdkClient
+from repro.story import Child
 from tests.test_tracking import Run
 
 pytestmark = pytest.mark.tracking
@@ -266,3 +268,16 @@ def test_a_file_in_whose_place_is_something_else_is_told_and_the_others_arrive(p
     assert it.state.oddities["artifact"] == ("notes/a (Not a directory)", "plot (Is a directory)")
     assert (top / "outputs" / "model" / "weights.npz").read_bytes() == b"weights"
     assert it.state.artifacts
+
+
+def test_ids_in_a_text_are_translated_once_each_however_many_there_are(project: Project) -> None:
+    it = Published(project)
+    it.advance()
+    theirs = [f"{number:032x}" for number in range(10_000)]
+    it.publication.nested.known = {
+        own: Child(id=then, status="FINISHED") for own, then in zip(theirs, theirs[1:], strict=False)
+    }
+    begun = time.thread_time()
+    text = it.publication.nested.translate(" ".join(theirs * 3))
+    assert time.thread_time() - begun < 2  # of this thread's own work, which grew with the square: 10 s
+    assert text == " ".join([*theirs[1:], theirs[-1]] * 3)  # the last one is unknown, and stays

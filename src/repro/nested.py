@@ -27,6 +27,7 @@ COLLISION = re.compile("unique|duplicate", re.IGNORECASE)  # in the words of sql
 GONE = "RESOURCE_DOES_NOT_EXIST"
 NO_MODELS = ("ENDPOINT_NOT_FOUND", GONE)  # MLflow's own client's words for a 404
 HISTORY = "mlflow.log-model.history"  # a tag with ids in it
+ID = re.compile(r"m-[0-9a-f]{32}|(?<![0-9a-f-])[0-9a-f]{32}(?![0-9a-f])")  # of a model or a run
 DESCRIPTION, LARGEST = "MLmodel", 1 << 20  # of a model: a file with ids in it; bytes
 PLACE = re.compile(r"outputs/mlflow/(?:runs/([0-9a-f]{32})/|models/(m-[0-9a-f]{32})/|)artifacts/(.+)", re.DOTALL)
 TAKEN = re.compile(r"(outputs|logs|inputs|config\.yaml|record\.json|uncommitted\.diff\.txt)(/|\Z)")  # at the root: ours
@@ -213,8 +214,7 @@ class Nested:
 
     def translate(self, text: str) -> str:
         """Ids of the container's, as MLflow's."""
-        for own in re.findall(r"m-[0-9a-f]{32}|(?<![0-9a-f-])[0-9a-f]{32}(?![0-9a-f])", text):
-            text = text.replace(own, self._mlflow(own) or own)
+        text = ID.sub(lambda own: self._mlflow(own[0]) or own[0], text)
         return text.replace(re.sub(r"[^\w-]", "_", self.run), self.root.id)
 
     def _tell(self, part: story.Part) -> bool:
