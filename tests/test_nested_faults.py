@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -274,9 +275,7 @@ def test_ids_in_a_text_are_translated_once_each_however_many_there_are(project: 
     it = Published(project)
     it.advance()
     theirs = [f"{number:032x}" for number in range(10_000)]
-    it.publication.nested.known = {
-        own: Child(id=then, status="FINISHED") for own, then in zip(theirs, theirs[1:], strict=False)
-    }
+    it.publication.nested.known = {own: Child(id=then, status="FINISHED") for own, then in pairwise(theirs)}
     begun = time.thread_time()
     text = it.publication.nested.translate(" ".join(theirs * 3))
     assert time.thread_time() - begun < 2  # of this thread's own work, which grew with the square: 10 s
