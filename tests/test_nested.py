@@ -385,6 +385,36 @@ def test_what_cannot_be_is_a_clear_error_or_a_warning_once(project: Project, fol
     }
 
 
+def test_of_traces_the_experiment_hears_what_is_not_kept(project: Project) -> None:
+    told = experiment(
+        Run(project),
+        """
+        @mlflow.trace
+        def double(x):
+            return 2 * x
+
+        def feedback():
+            mlflow.log_feedback(trace_id="tr-1", name="good", value=True)
+
+        with mlflow.start_run():
+            print("doubled:", double(2))
+            mlflow.flush_trace_async_logging()
+            print("found:", mlflow.search_traces(return_type="list"), len(mlflow.search_traces()))
+            print("trace:", mlflow.get_trace("tr-1"))
+            for call in (feedback, lambda: mlflow.set_trace_tag("tr-1", "a", "b")):
+                try:
+                    call()
+                except mlflow.exceptions.MlflowException as error:
+                    print("refused:", error)
+        """,
+    )
+    assert "doubled: 4" in told
+    assert "found: [] 0" in told
+    assert "trace: None" in told
+    assert "refused: create_assessment: traces are not kept (this is a container of repro)" in told
+    assert "refused: set_trace_tag: traces are not kept" in told
+
+
 def test_lines_that_pretend_reach_nothing_but_the_run(project: Project, follower: Follower) -> None:
     victim, run = Run(project, "20260102-030405-toy-000001"), Run(project, "20260102-030405-toy-000002")
     victim.end()

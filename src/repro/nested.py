@@ -6,7 +6,6 @@ reach any other run.
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -25,10 +24,13 @@ TAG = "nested"  # RUN/ID: how they are found again
 INHERITED = re.compile(r"(image|commit|dirty|mlflow\.(user|(source|docker|project)\..*))$")
 OWN = ("mlflow.note.content", "mlflow.runName")  # of a nested run these are the experiment's to set
 COLLISION = re.compile("unique|duplicate", re.IGNORECASE)  # in the words of sqlite, PostgreSQL and MySQL
+GONE = "RESOURCE_DOES_NOT_EXIST"
+NO_MODELS = ("ENDPOINT_NOT_FOUND", GONE)  # MLflow's own client's words for a 404
 HISTORY = "mlflow.log-model.history"  # a tag with ids in it
+ID = re.compile(r"m-[0-9a-f]{32}|(?<![0-9a-f-])[0-9a-f]{32}(?![0-9a-f])")  # of a model or a run
 DESCRIPTION, LARGEST = "MLmodel", 1 << 20  # of a model: a file with ids in it; bytes
 PLACE = re.compile(r"outputs/mlflow/(?:runs/([0-9a-f]{32})/|models/(m-[0-9a-f]{32})/|)artifacts/(.+)", re.DOTALL)
-TAKEN = re.compile(r"(outputs|logs|inputs)/|(config\.yaml|record\.json|uncommitted\.diff\.txt)$")  # at the root: ours
+TAKEN = re.compile(r"(outputs|logs|inputs|config\.yaml|record\.json|uncommitted\.diff\.txt)(/|\Z)")  # at the root: ours
 OPEN = ("RUNNING", "SCHEDULED", "PENDING")
 
 Place = TrackedRun | TrackedModel  # what artifacts belong to
@@ -53,11 +55,12 @@ class Nested:
         self._deliveries: dict[str, Delivery] = {}  # by the container's id
         self._doubtful = self._repair = False
         self._found: dict[str, Child] | None = None
-        self._places: dict[str, Place] = {}
+        self._places: dict[str, Place | None] = {}
 
     def doubt(self) -> None:
         """What comes next may be there already, in part."""
         self._doubtful = True
+        self._found = None  # something may have been made since
         for each in (self._root, *self._deliveries.values()):
             each.doubt()
 
@@ -171,15 +174,23 @@ class Nested:
     def _there(self) -> dict[str, Child]:
         """Those that MLflow has, by our ids: made by a publisher that ended before it could write down that it did."""
         if self._found is None:
-            self._found = {}
+            found: dict[str, Child] = {}
             query = f"tags.`{TAG}` LIKE '{self.run}/%'"
             for run in self.client.find_runs([self.root.experiment_id], query, limit=MOST, deleted=True):
                 gone = Child(id="", status="FAILED")  # deleted by somebody, and left so
-                self._found[_named(run.tags)] = Child(id=run.id, status="RUNNING") if run.active else gone
-            with contextlib.suppress(TrackingError):  # a server that knows none
-                for model in self.client.find_models(self.root.experiment_id, query):
-                    self._found[_named(model.tags)] = Child(id=model.id, status=model.status)
+                found[_named(run.tags)] = Child(id=run.id, status="RUNNING") if run.active else gone
+            for model in self._models(query):
+                found[_named(model.tags)] = Child(id=model.id, status=model.status)
+            self._found = found
         return self._found
+
+    def _models(self, query: str) -> list[TrackedModel]:
+        try:
+            return self.client.find_models(self.root.experiment_id, query)
+        except TrackingError as error:
+            if error.status != 404 and error.code not in NO_MODELS:
+                raise
+            return []  # a server that knows none
 
     def _mlflow(self, own: str) -> str:
         """MLflow's id of a run or a model; "" where it has none."""
@@ -198,13 +209,12 @@ class Nested:
             Note(key=tag.key, value=self.translate(tag.value)) if tag.key == HISTORY else tag for tag in events.tags
         ]
         if run != story.ROOT:
-            tags = [tag for tag in tags if tag.key in OWN or view.settable(tag.key)]
+            tags = [tag for tag in tags if tag.key in OWN or view.settable(view.key(tag.key))]
         return Events(metrics=tuple(metrics), params=events.params, tags=tuple(tags))
 
     def translate(self, text: str) -> str:
         """Ids of the container's, as MLflow's."""
-        for own in re.findall(r"m-[0-9a-f]{32}|(?<![0-9a-f-])[0-9a-f]{32}(?![0-9a-f])", text):
-            text = text.replace(own, self._mlflow(own) or own)
+        text = ID.sub(lambda own: self._mlflow(own[0]) or own[0], text)
         return text.replace(re.sub(r"[^\w-]", "_", self.run), self.root.id)
 
     def _tell(self, part: story.Part) -> bool:
@@ -217,7 +227,7 @@ class Nested:
         except TrackingError as error:
             if COLLISION.search(str(error)):  # it is there already
                 return True
-            if not error.rejected and error.code != "RESOURCE_DOES_NOT_EXIST":
+            if not error.rejected and error.code != GONE:
                 raise
             self.remark(f"{type(part).__name__} {getattr(part, 'name', '')}: {view.cut(str(error), 200)}")
         return True
@@ -264,11 +274,21 @@ class Nested:
         """The run ended: what is below it and still goes on ends with it."""
         for own, child in self.known.items():
             if child.id and child.status in OPEN:
-                if story.MODEL_ID.fullmatch(own):
-                    self._finish_model(own, child.id, "FAILED")
-                else:
-                    self.client.terminate(child.id, status, at)
-                    self.known[own] = Child(id=child.id, status=status)
+                try:
+                    self._end(own, child, status, at)
+                except TrackingError as error:  # deleted in MLflow, say: the run itself ends all the same
+                    if not error.rejected and error.code != GONE:
+                        raise
+                    what = "model" if story.MODEL_ID.fullmatch(own) else "nested run"
+                    self.remark(f"{what} {child.id} was not ended: {view.cut(str(error), 200)}")
+                    self.known[own] = Child(id="", status="FAILED")
+
+    def _end(self, own: str, child: Child, status: str, at: int) -> None:
+        if story.MODEL_ID.fullmatch(own):
+            self._finish_model(own, child.id, "FAILED")
+        else:
+            self.client.terminate(child.id, status, at)
+            self.known[own] = Child(id=child.id, status=status)
 
     def place(self, name: str) -> tuple[Place, str]:
         """Where an artifact of the run belongs, and its name there; `name` is below the run folder."""
@@ -278,16 +298,27 @@ class Nested:
         own = found[1] or found[2] or story.ROOT
         if (own == story.ROOT and TAKEN.match(found[3])) or not self._mlflow(own):
             return self.root, name
-        return self._place(own), found[3]
+        there = self._place(own)
+        return (there, found[3]) if there else (self.root, name)
 
-    def _place(self, own: str) -> Place:
+    def _place(self, own: str) -> Place | None:
         if own == story.ROOT:
             return self.root
         if own not in self._places:
-            model = story.MODEL_ID.fullmatch(own)
-            there = self.client.model(self._mlflow(own)) if model else self.client.run(self._mlflow(own))
-            self._places[own] = there or self.root
+            self._places[own] = self._model(own) if story.MODEL_ID.fullmatch(own) else self._run(own)
         return self._places[own]
+
+    def _run(self, own: str) -> TrackedRun | None:
+        found = self.client.run(self._mlflow(own))
+        return found if found and found.active else None
+
+    def _model(self, own: str) -> TrackedModel | None:
+        try:
+            return self.client.model(self._mlflow(own))
+        except TrackingError as error:
+            if error.code != GONE:
+                raise
+            return None
 
     def content(self, file: Path, name: str) -> bytes | None:
         """What MLflow gets in the place of a file that names ids of the container's; None: the file as it is."""
@@ -298,7 +329,7 @@ class Nested:
 
 
 def _notes(tags: dict[str, str]) -> dict[str, str]:
-    allowed = {key: value for key, value in tags.items() if key in OWN or view.settable(key)}
+    allowed = {key: value for key, value in tags.items() if key in OWN or view.settable(view.key(key))}
     return {view.key(key): view.cut(value, view.TAG_LIMIT) for key, value in allowed.items()}
 
 

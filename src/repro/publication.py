@@ -20,7 +20,7 @@ from repro.client import TrackedRun, TrackingClient, TrackingError
 from repro.delivery import Delivery, Gone, Names
 from repro.errors import ReproError
 from repro.journal import Events, Note, Position
-from repro.nested import Nested, Place
+from repro.nested import TAG, Nested, Place
 from repro.project import ignored_folder
 from repro.record import Record, RunFolder, write_atomic
 from repro.tracking import State, state
@@ -33,6 +33,7 @@ REST_SECONDS = 0.6  # at most: a point is to be readable within a second
 COLLISION = re.compile("unique|duplicate", re.IGNORECASE)  # in the words of sqlite, PostgreSQL and MySQL
 REMARKS = 20
 SUBJECTS = 1000  # of one kind of oddity, noted by name
+NAMESAKES = 1000  # runs that may claim to be the same
 EXPERIMENTS = 200  # in which other runs of an image are looked for
 NO_RUN = "no run took place"
 Say = Callable[[Amount, Amount], None]  # files and bytes that are there, of how many
@@ -123,7 +124,8 @@ class Publication:
 
     def _find(self, experiment: str, record: Record) -> TrackedRun | None:
         wanted = f"tags.`run` = '{record.planned.run}'"
-        return next(iter(self.client.find_runs([experiment], wanted, limit=1, deleted=True)), None)
+        found = self.client.find_runs([experiment], wanted, limit=NAMESAKES, deleted=True)
+        return next((run for run in found if TAG not in run.tags), None)  # no nested one, whatever it calls itself
 
     def _create(self, experiment: str, record: Record) -> TrackedRun:
         return self.client.create_run(

@@ -55,12 +55,18 @@ class Shipment:
     def link(self, folder: Callable[[TrackedRun | TrackedModel], Path | None]) -> None:
         """Give the bytes a second name in the `folder` of each run or model, on this machine."""
         for item, size in self.files:
-            target = folder(item.place)
-            there = _equal if item.edited else _linked
-            if target and not there(item.path, target / item.name, size):
-                link(item.path, target / item.name)
-                self._count_sent(size)
+            if target := folder(item.place):
+                try:
+                    self._link(item, target / item.name, size)
+                except (NotADirectoryError, IsADirectoryError, FileExistsError) as error:  # something else is there
+                    self.odd("artifact", f"{item.name} ({error.strerror})")
             self._advance(size)
+
+    def _link(self, item: Item, target: Path, size: int) -> None:
+        there = _equal if item.edited else _linked
+        if not there(item.path, target, size):
+            link(item.path, target)
+            self._count_sent(size)
 
     def upload(self, client: TrackingClient) -> None:
         """Send them. What is there in the same size is left alone: nothing but the record changes after a run."""

@@ -14,6 +14,7 @@ import uuid
 from pathlib import Path
 
 FALLBACK = "mlflow/store"  # below the outputs
+TRACES = re.compile(r"(?!link_|resolve_)[a-z]\w*_(trace|assessment)")  # what would answer who asks for one
 
 
 def tracking_store(store_uri=None, artifact_uri=None, **_more):
@@ -31,12 +32,13 @@ def registry_store(store_uri=None, tracking_uri=None, **_more):
     from mlflow.store.model_registry.abstract_store import AbstractStore
 
     methods = (name for name in dir(AbstractStore) if not name.startswith("_") and not hasattr(Registry, name))
-    return _complete("Registry", Registry, AbstractStore, **{name: _refused(name) for name in methods})()
+    why = "the model registry is the host's, and out of reach"
+    return _complete("Registry", Registry, AbstractStore, **{name: _refused(name, why) for name in methods})()
 
 
-def _refused(name):
+def _refused(name, why):
     def method(*_arguments, **_named):
-        raise refusal(f"{name}: the model registry is the host's, and out of reach")
+        raise refusal(f"{name}: {why}")
 
     return method
 
@@ -46,7 +48,10 @@ def _tracking_store():
     from mlflow.store.tracking.abstract_store import AbstractStore
     from repro_mlflow_store import Store
 
-    store = _complete("Store", Store, AbstractStore)()
+    methods = (name for name in dir(AbstractStore) if TRACES.match(name) and not hasattr(Store, name))
+    store = _complete(
+        "Store", Store, AbstractStore, **{name: _refused(name, "traces are not kept") for name in methods}
+    )()
     store.get_run(store.root)  # would fail now in place of later
     return store
 

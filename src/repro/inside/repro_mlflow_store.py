@@ -269,6 +269,9 @@ class Store:
     def set_model_versions_tags(self, *_arguments, **_named):
         """Versions are the registry's, which is the host's."""
 
+    def search_traces(self, *_filter, **_named):
+        return [], None  # and no next page
+
     # the journal --------------------------------------------------------------------------------------------------
 
     def _known(self, run_id, fresh=False):
