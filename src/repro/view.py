@@ -26,7 +26,7 @@ ODDITIES = {  # in the order of their telling
     "infinite": "MLflow keeps ±1.797e308 in the place of an infinite value",
     "time": "a point before the year 1970 stays in the journal",
     "refused": "MLflow refused",
-    "artifact": "the server took no",
+    "artifact": "no artifact, since the store did not take it",
 }
 VIEW = "repro"  # the saved view's key, in the address of MLflow's page
 STATUS = {End.FINISHED: "FINISHED", End.KILLED: "KILLED"}  # the others are FAILED
