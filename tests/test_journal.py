@@ -75,6 +75,13 @@ def test_what_cannot_be_read_is_passed_over_and_counted(line: str) -> None:
     assert (len(events.metrics), events.unread) == (1, 1)
 
 
+def test_a_value_however_deep_is_read_or_counted() -> None:
+    for kind in ('"t":"p","k":"a","v"', '"t":"input","ds"', '"t":"model","m":"m-' + "0" * 32 + '","k":"a","tags"'):
+        for depth in range(100, 1100, 5):  # some are decoded, and too deep to be written again
+            events = parse(f"{{{kind}:{{\"a\":{'[' * depth}{']' * depth}}}}}")
+            assert len(events.params) + len(events.parts) + events.unread == 1, depth
+
+
 def test_lines_of_nested_runs_are_set_apart() -> None:
     nested = "0" * 32
     theirs = json.dumps({"t": "m", "r": nested, "k": "a", "v": 1, "ts": 1, "s": 1})

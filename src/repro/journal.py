@@ -112,7 +112,7 @@ def parse(lines: list[bytes], *, first: int, run: str, started: int) -> Events:
                 found.setdefault(story.run_id(event, run), _Found()).take(event, number, started)
             else:
                 parts.append(part)
-        except (LookupError, TypeError, ValueError, OverflowError, AttributeError):
+        except (LookupError, TypeError, ValueError, OverflowError, AttributeError, RecursionError):
             unread += 1
     nested = {run: each.events() for run, each in found.items() if run != story.ROOT}
     return msgspec.structs.replace(found[story.ROOT].events(), nested=nested, parts=tuple(parts), unread=unread)
