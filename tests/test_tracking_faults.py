@@ -246,6 +246,33 @@ def test_a_value_that_breaks_the_server_is_singled_out(
     assert points(direct(run, database)) == expected(100)
 
 
+def test_what_a_server_fails_at_once_is_sent_again(
+    project: Project,
+    publisher: Follower,
+    door: Door,
+    database: int,
+) -> None:
+    door.behind = database
+    failed: list[bytes] = []
+
+    def once_or_twice(_method: str, _path: str, body: bytes) -> int | None:
+        for word, times in ((b'"alone"', 1), (b'"rate"', 2)):
+            if word in body and failed.count(word) < times:
+                failed.append(word)
+                return 500
+        return None
+
+    door.fault = once_or_twice
+    door.answer = b'{"error_code": "INTERNAL_ERROR", "message": "the database fails over"}'
+    run = Run(project, names(501), uri=door.uri)
+    run.write('{"alone":1,"step":1}\n{"t":"p","k":"rate","v":"1"}\n')
+    run.end()
+    reply = sync(publisher, run)
+    assert (reply.ok, reply.remarks, sorted(failed)) == (True, (), [b'"alone"', b'"rate"', b'"rate"'])
+    assert [value for _step, value, _when in points(direct(run, database), "alone")] == [1.0]
+    assert the(direct(run, database)).data.params["rate"] == "1"
+
+
 # stores on this machine -----------------------------------------------------------------------------------------------
 
 

@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 
 from repro import restclient, sdkclient, store, view
 from repro.client import TrackingClient, UnreachableError
-from repro.delivery import Gone
+from repro.delivery import AgainError, Gone
 from repro.errors import ReproError
 from repro.faults import explain
 from repro.publication import NO_RUN, Publication, save
@@ -36,7 +36,7 @@ POLL = 0.2  # seconds
 BACKOFF = (0.5, 5.0)  # seconds: after the first failure, at most
 TELL_SECONDS = 0.5
 SHIPPERS = 2  # runs whose files are sent at once
-GRACE = 10.0  # seconds for which a store may still be unfit after the end of a run
+GRACE = 10.0  # seconds for which a store may still be unfit after the end of a run, or fail at one thing
 log = logging.getLogger("repro.publisher")
 
 
@@ -112,7 +112,7 @@ class Task:
             log.info("%s: %s: %s", self.run, type(error).__name__, error)
             reason, hints = explain(error, self.uri)
             self._note_failure(reason)
-            reply = self._failed(last, reason, hints)
+            reply = self._failed(last, reason, hints, grace=GRACE if isinstance(error, AgainError) else 0.0)
             if isinstance(error, UnreachableError):
                 self.outages.setdefault(self.uri, Outage(error, self.next_try))
             return reply
