@@ -7,6 +7,7 @@ import math
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from repro import journal
@@ -78,8 +79,25 @@ def test_what_cannot_be_read_is_passed_over_and_counted(line: str) -> None:
 def test_a_value_however_deep_is_read_or_counted() -> None:
     for kind in ('"t":"p","k":"a","v"', '"t":"input","ds"', '"t":"model","m":"m-' + "0" * 32 + '","k":"a","tags"'):
         for depth in range(100, 1100, 5):  # some are decoded, and too deep to be written again
-            events = parse(f"{{{kind}:{{\"a\":{'[' * depth}{']' * depth}}}}}")
+            events = parse(f'{{{kind}:{{"a\\u0000":{"[" * depth}{"]" * depth}}}}}')
             assert len(events.params) + len(events.parts) + events.unread == 1, depth
+
+
+@pytest.mark.parametrize("odd", [r"\ud800", r"\u0000"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"t":"p","k":"aODD","v":"ODD"}',
+        '{"t":"tag","k":"aODD","v":{"ODD":["ODD"]}}',
+        '{"t":"input","ds":{"name":"ODD","digest":"x","source_type":"l","source":"s"}}',
+        '{"t":"model","m":"m-00000000000000000000000000000000","k":"x","type":"ODD","tags":{"ODD":"ODD"}}',
+        '{"t":"register","k":"ODD","v":"x"}',
+    ],
+)
+def test_characters_that_no_store_takes_are_written_another_way(line: str, odd: str) -> None:
+    events = parse(line.replace("ODD", odd))
+    assert events.unread == 0
+    assert b"\\u0000" not in msgspec.json.encode(events)  # which raises for half a surrogate pair
 
 
 def test_lines_of_nested_runs_are_set_apart() -> None:

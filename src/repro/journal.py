@@ -152,13 +152,26 @@ class _Found:
 
 def _object(line: bytes) -> dict[str, Any] | None:
     try:
-        value = msgspec.json.decode(line)
+        try:
+            value = msgspec.json.decode(line)
+        except (ValueError, RecursionError):  # Python's own json writes NaN and Infinity, which are not JSON
+            value = _clean(json.loads(line))
+        if b"\\u0000" in line:
+            value = _clean(value)
     except (ValueError, RecursionError):
-        try:  # Python's own json writes NaN and Infinity, which are not JSON
-            value = json.loads(line)
-        except (ValueError, RecursionError):
-            return None
+        return None
     return value if isinstance(value, dict) else None
+
+
+def _clean(value: Any) -> Any:
+    """Without what can neither be noted nor sent: half a surrogate pair, which msgspec does not decode, and NUL."""
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode().replace("\0", "\ufffd")
+    if isinstance(value, list):
+        return [_clean(each) for each in value]
+    if isinstance(value, dict):
+        return {_clean(key): _clean(each) for key, each in value.items()}
+    return value
 
 
 def _friendly(event: dict[str, Any], number: int, started: int) -> Iterator[Metric | None]:
