@@ -367,6 +367,23 @@ def test_what_was_lost_in_mlflow_is_found_and_repaired(project: Project, followe
     assert (reply.ok, reply.repaired) == (True, ())
 
 
+def test_last_lines_without_a_newline_and_system_metrics_are_repaired_too(project: Project, follower: Follower) -> None:
+    run = Run(project)
+    run.write('{"step":1,"loss":1}\n{"step":2,"loss":2}')
+    run.write('{"step":3,"lo', "events-2.jsonl")
+    run.folder.resources.write_text('{"t":"m","k":"system/cpu","v":1,"ts":1,"s":1}\n')
+    run.end()
+    for _time in range(2):
+        reply = sync(follower, run)
+        assert (reply.ok, reply.remarks) == (True, ("1 journal lines could not be read",))
+        assert [step for step, _value, _when in points(run)] == [1, 2]
+    sqlite(project.store, "DELETE FROM metrics WHERE key = 'system/cpu' OR step = 2")
+    (reply,) = tracking.sync([run.folder], project, verify=True)
+    assert (reply.ok, reply.repaired) == (True, ("2 metrics",))
+    assert [step for step, _value, _when in points(run)] == [1, 2]
+    assert len(points(run, "system/cpu")) == 1
+
+
 def test_what_somebody_wrote_in_mlflow_stays(project: Project, follower: Follower) -> None:
     run = Run(project)
     run.end()

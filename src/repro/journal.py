@@ -67,18 +67,21 @@ def sources(folder: RunFolder) -> list[Path]:
     return [*files(folder.journal), *([folder.resources] if folder.resources.is_file() else [])]
 
 
-def read(path: Path, position: Position, *, run: str, started: int) -> tuple[Events, Position]:
+def read(path: Path, position: Position, *, run: str, started: int, ended: bool = False) -> tuple[Events, Position]:
     """The next whole lines of a file, at most one block of them, and where they end.
 
-    A line that is still being written stays for the next time. `started` (ms) stands in for a missing time.
+    A line that is still being written stays for the next time, or is the last one when the run has `ended`.
+    `started` (ms) stands in for a missing time.
     """
     block = _block(path, position.bytes)
     end = block.rfind(b"\n") + 1
+    if end == 0 and ended and 0 < len(block) < BLOCK:
+        block, end = block + b"\n", len(block)
     if end == 0:
         if len(block) < BLOCK:
             return Events(), position
         return Events(unread=1), Position(bytes=position.bytes + len(block), lines=position.lines)
-    lines = block[:end].split(b"\n")[:-1]
+    lines = block[: block.rfind(b"\n")].split(b"\n")
     events = parse(lines, first=position.lines, run=run, started=started)
     return events, Position(bytes=position.bytes + end, lines=position.lines + len(lines))
 
@@ -213,14 +216,14 @@ def _text(value: Any) -> str:
 
 def everything(folder: RunFolder) -> Iterator[Events]:
     """What the journal of a run says, block by block; of a flood, how it begins and how it ends."""
-    run = folder.read().planned.run
+    record = folder.read()
     for path in files(folder.journal):
         position = Position()
         size = path.stat().st_size
         while True:
             if position.bytes > ENDS and size - ENDS > position.bytes:
                 position = Position(bytes=size - ENDS, lines=position.lines)
-            events, then = read(path, position, run=run, started=0)
+            events, then = read(path, position, run=record.planned.run, started=0, ended=record.ended is not None)
             if then == position:
                 break
             yield events
