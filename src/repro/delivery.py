@@ -212,22 +212,27 @@ class Delivery:
                 self._failures.pop((kind, repr(items[0])), None)
             return
         self._look()
-        if not refusal.rejected:  # an error of the server's own: it is down if it cannot do the least
-            mine = [Note(key=key, value=value) for key, value in self.run.tags.items() if not key.startswith("mlflow.")]
-            self.client.log(self.run.id, tags=mine[:1])
-            if not apart and not self.repair:  # a repair can be repeated by its user
-                first = (kind, repr(items[0]))
-                self._failures[first] += 1
-                if self._failures[first] < TRIES:
-                    raise AgainError(str(refusal), code=refusal.code, status=refusal.status) from refusal
-                del self._failures[first]
-                apart = True
+        if not refusal.rejected:
+            apart = self._singles_out(kind, items[0], refusal, apart=apart)
         if len(items) == 1:
             self._refused(kind, items[0], refusal)
             return
         half = len(items) // 2
         self._send(kind, items[:half], apart=apart)
         self._send(kind, items[half:], apart=apart)
+
+    def _singles_out(self, kind: str, first: Any, error: TrackingError, *, apart: bool) -> bool:
+        """After an error of the server's own, which is down if it cannot do the least: not before the same has failed
+        a few times, but in a repair, which its user can repeat."""
+        mine = [Note(key=key, value=value) for key, value in self.run.tags.items() if not key.startswith("mlflow.")]
+        self.client.log(self.run.id, tags=mine[:1])
+        if not apart and not self.repair:
+            sent = (kind, repr(first))
+            self._failures[sent] += 1
+            if self._failures[sent] < TRIES:
+                raise AgainError(str(error), code=error.code, status=error.status) from error
+            del self._failures[sent]
+        return True
 
     def _refused(self, kind: str, item: Any, refusal: TrackingError) -> None:
         if "Changing param values" in str(refusal):
