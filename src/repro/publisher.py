@@ -93,13 +93,16 @@ class Task:
         self.next_try = 0.0
         self.give_up: float | None = None
 
-    def step(self, now: float, *, last: bool) -> Reply | None:
-        """Go on. A reply when nothing is left to do, or nothing can be done; `last`: nobody waits for the run's end."""
+    def step(self, now: float, *, last: bool, alone: bool = True) -> Reply | None:
+        """Go on. A reply when nothing is left to do, or nothing can be done; `last`: nobody waits for the run's end.
+
+        `alone`: no other run has to wait while this one does.
+        """
         if now < self.next_try:
             return None
         last = last or self.order.action != "follow"
         try:
-            done = self._advance(now, last=last)
+            done = self._advance(now, last=last, alone=alone)
         except Gone as gone:
             return self._reply(ok=True, reason=str(gone))
         except Timeout:
@@ -119,7 +122,7 @@ class Task:
         self.failures = 0
         return self._reply(ok=True) if done else None
 
-    def _advance(self, now: float, *, last: bool) -> bool:
+    def _advance(self, now: float, *, last: bool, alone: bool) -> bool:
         """True when all is there that there is to be."""
         publication = self.publication = self.publication or self._begin(now)
         if self.shipping is None:
@@ -131,7 +134,7 @@ class Task:
             if not over:
                 return last
             self.shipping = _threads().submit(publication.ship, self._progress)
-        wait([self.shipping], POLL)
+        wait([self.shipping], POLL if alone else 0)
         if not self.shipping.done():
             return False
         ended, self.shipping = self.shipping, None
@@ -250,7 +253,8 @@ class Publisher:
         while self.open or self.tasks:
             self._listen(POLL)
             for task in list(self.tasks):
-                if reply := task.step(time.monotonic(), last=not self.open):
+                alone = len(self.tasks) == 1
+                if reply := task.step(time.monotonic(), last=not self.open, alone=alone):
                     self.tasks.remove(task)
                     task.close()
                     self._tell(reply)
