@@ -7,6 +7,7 @@ import math
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from repro import journal
@@ -75,6 +76,31 @@ def test_what_cannot_be_read_is_passed_over_and_counted(line: str) -> None:
     assert (len(events.metrics), events.unread) == (1, 1)
 
 
+def test_a_value_however_deep_is_read_or_counted() -> None:
+    for kind in ('"t":"p","k":"a","v"', '"t":"input","ds"', '"t":"model","m":"m-' + "0" * 32 + '","k":"a","tags"'):
+        for depth in range(100, 1100, 5):  # some are decoded, and too deep to be written again
+            for key in ("a", r"a\u0000"):
+                events = parse(f'{{{kind}:{{"{key}":{"[" * depth}{"]" * depth}}}}}')
+                assert len(events.params) + len(events.parts) + events.unread == 1, depth
+
+
+@pytest.mark.parametrize("odd", [r"\ud800", r"\u0000"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"t":"p","k":"aODD","v":"ODD"}',
+        '{"t":"tag","k":"aODD","v":{"ODD":["ODD"]}}',
+        '{"t":"input","ds":{"name":"ODD","digest":"x","source_type":"l","source":"s"}}',
+        '{"t":"model","m":"m-00000000000000000000000000000000","k":"x","type":"ODD","tags":{"ODD":"ODD"}}',
+        '{"t":"register","k":"ODD","v":"x"}',
+    ],
+)
+def test_characters_that_no_store_takes_are_written_another_way(line: str, odd: str) -> None:
+    events = parse(line.replace("ODD", odd))
+    assert events.unread == 0
+    assert b"\\u0000" not in msgspec.json.encode(events)  # which raises for half a surrogate pair
+
+
 def test_lines_of_nested_runs_are_set_apart() -> None:
     nested = "0" * 32
     theirs = json.dumps({"t": "m", "r": nested, "k": "a", "v": 1, "ts": 1, "s": 1})
@@ -96,6 +122,22 @@ def test_a_torn_line_waits_until_it_is_whole(tmp_path: Path) -> None:
     path.write_bytes(b'{"loss":1}\n{"loss":2}\n')
     events, position = read(path, position)
     assert events.metrics == (Metric(key="loss", value=2.0, timestamp=STARTED, step=1),)
+
+
+def test_the_last_line_of_a_run_that_ended_needs_no_newline(tmp_path: Path) -> None:
+    run = Run(Project(tmp_path))
+    run.write('{"step":1,"loss":1}\n{"step":2,"loss":2}')
+    run.write('{"step":1,"los', "events-2.jsonl")
+    assert journal.latest(run.folder) == {"loss": 1.0}
+    run.end()
+    assert journal.latest(run.folder) == {"loss": 2.0}
+    assert sum(events.unread for events in journal.everything(run.folder)) == 1
+    path, position = journal.files(run.folder.journal)[0], Position()
+    steps: list[int] = []
+    for _time in range(4):
+        events, position = journal.read(path, position, run="me", started=STARTED, ended=True)
+        steps += [point.step for point in events.metrics]
+    assert (steps, position) == ([1, 2], Position(bytes=path.stat().st_size, lines=2))
 
 
 def test_a_line_longer_than_a_block_is_passed_over(tmp_path: Path) -> None:

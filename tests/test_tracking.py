@@ -10,7 +10,9 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,8 @@ from filelock import FileLock
 from repro import keeping, store, tracking, view
 from repro.errors import BadInputError, EnvironmentUnfitError
 from repro.project import Project
+from repro.publication import Publication
+from repro.publisher import POLL, Task, connect
 from repro.record import (
     Code,
     DatasetUsed,
@@ -35,7 +39,7 @@ from repro.record import (
     RunFolder,
     Started,
 )
-from repro.tracking import Follower
+from repro.tracking import Follower, Order
 from tests.tracking_servers import free_port, server, until
 
 DEFAULT = "default"
@@ -306,6 +310,22 @@ for folder in sys.argv[1:]:
 os.close(go)
 sys.exit(sum(os.waitpid(child, 0)[1] != 0 for child in children))
 """
+
+
+def test_a_run_whose_files_are_on_their_way_holds_up_no_other(project: Project) -> None:
+    run = Run(project, uri="http://localhost:1")
+    task = Task(Order(action="follow", folder=str(run.folder.path)))
+    task.publication = Publication(run.folder, run.uri, connect(run.uri))
+    task.shipping = Future()  # which takes hours
+    took = []
+    for _time in range(20):
+        begun = time.monotonic()
+        assert task.step(begun, last=False, alone=False) is None
+        took.append(time.monotonic() - begun)
+    assert min(took) < POLL / 2  # of one at least, however busy the machine is
+    task.shipping.set_result(None)
+    reply = task.step(time.monotonic(), last=False, alone=False)
+    assert reply and reply.ok
 
 
 @tracked

@@ -246,6 +246,33 @@ def test_a_value_that_breaks_the_server_is_singled_out(
     assert points(direct(run, database)) == expected(100)
 
 
+def test_what_a_server_fails_at_once_is_sent_again(
+    project: Project,
+    publisher: Follower,
+    door: Door,
+    database: int,
+) -> None:
+    door.behind = database
+    failed: list[bytes] = []
+
+    def once_or_twice(_method: str, _path: str, body: bytes) -> int | None:
+        for word, times in ((b'"alone"', 1), (b'"rate"', 2)):
+            if word in body and failed.count(word) < times:
+                failed.append(word)
+                return 500
+        return None
+
+    door.fault = once_or_twice
+    door.answer = b'{"error_code": "INTERNAL_ERROR", "message": "the database fails over"}'
+    run = Run(project, names(501), uri=door.uri)
+    run.write('{"alone":1,"step":1}\n{"t":"p","k":"rate","v":"1"}\n')
+    run.end()
+    reply = sync(publisher, run)
+    assert (reply.ok, reply.remarks, sorted(failed)) == (True, (), [b'"alone"', b'"rate"', b'"rate"'])
+    assert [value for _step, value, _when in points(direct(run, database), "alone")] == [1.0]
+    assert the(direct(run, database)).data.params["rate"] == "1"
+
+
 # stores on this machine -----------------------------------------------------------------------------------------------
 
 
@@ -338,6 +365,23 @@ def test_what_was_lost_in_mlflow_is_found_and_repaired(project: Project, followe
     assert reply.text.endswith("1 artifacts")
     (reply,) = tracking.sync([run.folder], project, verify=True)
     assert (reply.ok, reply.repaired) == (True, ())
+
+
+def test_last_lines_without_a_newline_and_system_metrics_are_repaired_too(project: Project, follower: Follower) -> None:
+    run = Run(project)
+    run.write('{"step":1,"loss":1}\n{"step":2,"loss":2}')
+    run.write('{"step":3,"lo', "events-2.jsonl")
+    run.folder.resources.write_text('{"t":"m","k":"system/cpu","v":1,"ts":1,"s":1}\n')
+    run.end()
+    for _time in range(2):
+        reply = sync(follower, run)
+        assert (reply.ok, reply.remarks) == (True, ("1 journal lines could not be read",))
+        assert [step for step, _value, _when in points(run)] == [1, 2]
+    sqlite(project.store, "DELETE FROM metrics WHERE key = 'system/cpu' OR step = 2")
+    (reply,) = tracking.sync([run.folder], project, verify=True)
+    assert (reply.ok, reply.repaired) == (True, ("2 metrics",))
+    assert [step for step, _value, _when in points(run)] == [1, 2]
+    assert len(points(run, "system/cpu")) == 1
 
 
 def test_what_somebody_wrote_in_mlflow_stays(project: Project, follower: Follower) -> None:

@@ -16,11 +16,16 @@ from repro.journal import Metric, Note
 LARGEST = 1.7976931348623157e308  # what MLflow's databases keep in the place of infinity
 PASSING = ("TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "RESOURCE_EXHAUSTED", "PERMISSION_DENIED")
 PASSING_STATUS = (401, 403, 408, 429, 502, 503, 504)
+TRIES = 3  # of what the server fails at for no reason that it can name, before the value that does it is looked for
 Renamed = dict[str, dict[str, str]]  # kind -> the experiment's name -> MLflow's, where they differ
 
 
 class Gone(Exception):  # noqa: N818 - no error: nothing is left to do
     """The run was discarded here, or deleted in MLflow on purpose."""
+
+
+class AgainError(TrackingError):
+    """The server failed at something, and does other things: it may do this the next time."""
 
 
 class Names:
@@ -85,6 +90,7 @@ class Delivery:
         self.sent: Counter[str] = Counter()
         self.found = 0  # points that were there already
         self._params = dict(run.params)
+        self._failures: Counter[tuple[str, str]] = Counter()
         self._history: dict[str, set[tuple[int, int, float | str]]] | None = None
 
     def begin_repair(self, run: TrackedRun) -> None:
@@ -183,8 +189,12 @@ class Delivery:
             raise Gone("deleted in MLflow, and left so")
         return now
 
-    def _send(self, kind: str, items: Sequence[Any]) -> None:
-        """Log items; what MLflow refuses for its own sake is singled out and told, the rest arrives."""
+    def _send(self, kind: str, items: Sequence[Any], *, apart: bool = False) -> None:
+        """Log items; what MLflow refuses for its own sake is singled out and told, the rest arrives.
+
+        Raises:
+            AgainError: nothing says that it is for what was sent, and this may pass. `apart`: it has not.
+        """
         if not items:
             return
         if self.names.fresh:
@@ -198,17 +208,31 @@ class Delivery:
             refusal = error
         else:
             self.sent[kind] += len(items)
+            if self._failures:
+                self._failures.pop((kind, repr(items[0])), None)
             return
         self._look()
-        if not refusal.rejected:  # an error of the server's own: it is down if it cannot do the least
-            mine = [Note(key=key, value=value) for key, value in self.run.tags.items() if not key.startswith("mlflow.")]
-            self.client.log(self.run.id, tags=mine[:1])
+        if not refusal.rejected:
+            apart = self._singles_out(kind, items[0], refusal, apart=apart)
         if len(items) == 1:
             self._refused(kind, items[0], refusal)
             return
         half = len(items) // 2
-        self._send(kind, items[:half])
-        self._send(kind, items[half:])
+        self._send(kind, items[:half], apart=apart)
+        self._send(kind, items[half:], apart=apart)
+
+    def _singles_out(self, kind: str, first: Any, error: TrackingError, *, apart: bool) -> bool:
+        """After an error of the server's own, which is down if it cannot do the least: not before the same has failed
+        a few times, but in a repair, which its user can repeat."""
+        mine = [Note(key=key, value=value) for key, value in self.run.tags.items() if not key.startswith("mlflow.")]
+        self.client.log(self.run.id, tags=mine[:1])
+        if not apart and not self.repair:
+            sent = (kind, repr(first))
+            self._failures[sent] += 1
+            if self._failures[sent] < TRIES:
+                raise AgainError(str(error), code=error.code, status=error.status) from error
+            del self._failures[sent]
+        return True
 
     def _refused(self, kind: str, item: Any, refusal: TrackingError) -> None:
         if "Changing param values" in str(refusal):

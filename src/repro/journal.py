@@ -67,18 +67,21 @@ def sources(folder: RunFolder) -> list[Path]:
     return [*files(folder.journal), *([folder.resources] if folder.resources.is_file() else [])]
 
 
-def read(path: Path, position: Position, *, run: str, started: int) -> tuple[Events, Position]:
+def read(path: Path, position: Position, *, run: str, started: int, ended: bool = False) -> tuple[Events, Position]:
     """The next whole lines of a file, at most one block of them, and where they end.
 
-    A line that is still being written stays for the next time. `started` (ms) stands in for a missing time.
+    A line that is still being written stays for the next time, or is the last one when the run has `ended`.
+    `started` (ms) stands in for a missing time.
     """
     block = _block(path, position.bytes)
     end = block.rfind(b"\n") + 1
+    if end == 0 and ended and 0 < len(block) < BLOCK:
+        block, end = block + b"\n", len(block)
     if end == 0:
         if len(block) < BLOCK:
             return Events(), position
         return Events(unread=1), Position(bytes=position.bytes + len(block), lines=position.lines)
-    lines = block[:end].split(b"\n")[:-1]
+    lines = block[: block.rfind(b"\n")].split(b"\n")
     events = parse(lines, first=position.lines, run=run, started=started)
     return events, Position(bytes=position.bytes + end, lines=position.lines + len(lines))
 
@@ -112,7 +115,7 @@ def parse(lines: list[bytes], *, first: int, run: str, started: int) -> Events:
                 found.setdefault(story.run_id(event, run), _Found()).take(event, number, started)
             else:
                 parts.append(part)
-        except (LookupError, TypeError, ValueError, OverflowError, AttributeError):
+        except (LookupError, TypeError, ValueError, OverflowError, AttributeError, RecursionError):
             unread += 1
     nested = {run: each.events() for run, each in found.items() if run != story.ROOT}
     return msgspec.structs.replace(found[story.ROOT].events(), nested=nested, parts=tuple(parts), unread=unread)
@@ -152,13 +155,26 @@ class _Found:
 
 def _object(line: bytes) -> dict[str, Any] | None:
     try:
-        value = msgspec.json.decode(line)
+        try:
+            value = msgspec.json.decode(line)
+        except (ValueError, RecursionError):  # Python's own json writes NaN and Infinity, which are not JSON
+            value = _clean(json.loads(line))
+        if b"\\u0000" in line:
+            value = _clean(value)
     except (ValueError, RecursionError):
-        try:  # Python's own json writes NaN and Infinity, which are not JSON
-            value = json.loads(line)
-        except (ValueError, RecursionError):
-            return None
+        return None
     return value if isinstance(value, dict) else None
+
+
+def _clean(value: Any) -> Any:
+    """Without what can neither be noted nor sent: half a surrogate pair, which msgspec does not decode, and NUL."""
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode().replace("\0", "\ufffd")
+    if isinstance(value, list):
+        return [_clean(each) for each in value]
+    if isinstance(value, dict):
+        return {_clean(key): _clean(each) for key, each in value.items()}
+    return value
 
 
 def _friendly(event: dict[str, Any], number: int, started: int) -> Iterator[Metric | None]:
@@ -200,14 +216,14 @@ def _text(value: Any) -> str:
 
 def everything(folder: RunFolder) -> Iterator[Events]:
     """What the journal of a run says, block by block; of a flood, how it begins and how it ends."""
-    run = folder.read().planned.run
+    record = folder.read()
     for path in files(folder.journal):
         position = Position()
         size = path.stat().st_size
         while True:
             if position.bytes > ENDS and size - ENDS > position.bytes:
                 position = Position(bytes=size - ENDS, lines=position.lines)
-            events, then = read(path, position, run=run, started=0)
+            events, then = read(path, position, run=record.planned.run, started=0, ended=record.ended is not None)
             if then == position:
                 break
             yield events

@@ -228,7 +228,7 @@ class Publication:
             position = self.state.positions.get(path.name, Position())
             if _size(path) == position.bytes:
                 continue
-            events, then = journal.read(path, position, run=record.planned.run, started=_began(record))
+            events, then = _read(path, position, record)
             if then == position:
                 continue
             if self.nested.lacks(events) and not self._stalled:
@@ -351,11 +351,14 @@ class Publication:
         self.delivery.tags(_notes(view.tags(record)))
         if datasets := self._inputs(record, there=run.datasets):
             sent["datasets"] = datasets
-        for path in journal.files(self.folder.journal):
+        for path in journal.sources(self.folder):
             position, end = Position(), self.state.positions.get(path.name, Position())
             while position.bytes < end.bytes:
-                events, position = journal.read(path, position, run=record.planned.run, started=_began(record))
+                events, then = _read(path, position, record)
+                if then == position:  # the file is shorter than it was
+                    break
                 self.nested.take(events)
+                position = then
         if record.ended:
             self.nested.end(view.status(record.ended.end), _ms(record.ended.at))
             self._note(artifacts=False, shipping=True)
@@ -426,6 +429,11 @@ def _ms(when: datetime) -> int:
 
 def _began(record: Record) -> int:
     return _ms(record.started.at if record.started else record.planned.created)
+
+
+def _read(path: Path, position: Position, record: Record) -> tuple[Events, Position]:
+    ended = record.ended is not None
+    return journal.read(path, position, run=record.planned.run, started=_began(record), ended=ended)
 
 
 def _notes(texts: Mapping[str, str]) -> list[Note]:

@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 
 from repro import restclient, sdkclient, store, view
 from repro.client import TrackingClient, UnreachableError
-from repro.delivery import Gone
+from repro.delivery import AgainError, Gone
 from repro.errors import ReproError
 from repro.faults import explain
 from repro.publication import NO_RUN, Publication, save
@@ -36,7 +36,7 @@ POLL = 0.2  # seconds
 BACKOFF = (0.5, 5.0)  # seconds: after the first failure, at most
 TELL_SECONDS = 0.5
 SHIPPERS = 2  # runs whose files are sent at once
-GRACE = 10.0  # seconds for which a store may still be unfit after the end of a run
+GRACE = 10.0  # seconds for which a store may still be unfit after the end of a run, or fail at one thing
 log = logging.getLogger("repro.publisher")
 
 
@@ -93,13 +93,16 @@ class Task:
         self.next_try = 0.0
         self.give_up: float | None = None
 
-    def step(self, now: float, *, last: bool) -> Reply | None:
-        """Go on. A reply when nothing is left to do, or nothing can be done; `last`: nobody waits for the run's end."""
+    def step(self, now: float, *, last: bool, alone: bool = True) -> Reply | None:
+        """Go on. A reply when nothing is left to do, or nothing can be done; `last`: nobody waits for the run's end.
+
+        `alone`: no other run has to wait while this one does.
+        """
         if now < self.next_try:
             return None
         last = last or self.order.action != "follow"
         try:
-            done = self._advance(now, last=last)
+            done = self._advance(now, last=last, alone=alone)
         except Gone as gone:
             return self._reply(ok=True, reason=str(gone))
         except Timeout:
@@ -112,14 +115,14 @@ class Task:
             log.info("%s: %s: %s", self.run, type(error).__name__, error)
             reason, hints = explain(error, self.uri)
             self._note_failure(reason)
-            reply = self._failed(last, reason, hints)
+            reply = self._failed(last, reason, hints, grace=GRACE if isinstance(error, AgainError) else 0.0)
             if isinstance(error, UnreachableError):
                 self.outages.setdefault(self.uri, Outage(error, self.next_try))
             return reply
         self.failures = 0
         return self._reply(ok=True) if done else None
 
-    def _advance(self, now: float, *, last: bool) -> bool:
+    def _advance(self, now: float, *, last: bool, alone: bool) -> bool:
         """True when all is there that there is to be."""
         publication = self.publication = self.publication or self._begin(now)
         if self.shipping is None:
@@ -131,7 +134,7 @@ class Task:
             if not over:
                 return last
             self.shipping = _threads().submit(publication.ship, self._progress)
-        wait([self.shipping], POLL)
+        wait([self.shipping], POLL if alone else 0)
         if not self.shipping.done():
             return False
         ended, self.shipping = self.shipping, None
@@ -250,7 +253,8 @@ class Publisher:
         while self.open or self.tasks:
             self._listen(POLL)
             for task in list(self.tasks):
-                if reply := task.step(time.monotonic(), last=not self.open):
+                alone = len(self.tasks) == 1
+                if reply := task.step(time.monotonic(), last=not self.open, alone=alone):
                     self.tasks.remove(task)
                     task.close()
                     self._tell(reply)
