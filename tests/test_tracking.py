@@ -325,7 +325,8 @@ def test_a_run_whose_files_are_on_their_way_holds_up_no_other(project: Project) 
     assert min(took) < POLL / 2  # of one at least, however busy the machine is
     task.shipping.set_result(None)
     reply = task.step(time.monotonic(), last=False, alone=False)
-    assert reply and reply.ok
+    assert reply
+    assert reply.ok
 
 
 @tracked
