@@ -98,10 +98,14 @@ class Keeper:
         sampler = Sampler(self.engine, self.container, self.folder, self.record)
         room = Quota(self.folder, self.container, manifest.wanted(self.record.planned).limit, self._too_large)
         watchers = [each for each in (pump, echo, sampler, room) if each]
-        try:
+
+        def all_begin() -> None:
             for each in watchers:
                 each.start()
-            ending = self._watch(begin)
+            begin()
+
+        try:
+            ending = self._watch(all_begin)
             self.over = True
             record = self._conclude(self._within(ending, room.finish(), pump), pump, sampler.finish())
         except CommandNotFoundError:

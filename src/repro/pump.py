@@ -121,6 +121,8 @@ class Pump(threading.Thread):
 
     def finish(self) -> bool:
         """The container is over: let what it printed last arrive. False: the engine holds some of it back."""
+        if self.ident is None and not self.over.is_set():  # interrupted before it began
+            self.start()
         before = -1
         while self.is_alive() and before != self.received:
             before = self.received
