@@ -15,7 +15,7 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Protocol
 
-from repro import keeping, lease, report, sweep
+from repro import report
 from repro.display import Display
 from repro.errors import (
     BadInputError,
@@ -25,9 +25,7 @@ from repro.errors import (
     RefusedError,
     ReproError,
 )
-from repro.lookup import find
 from repro.project import Project
-from repro.pump import follow
 from repro.record import End, Record, RunFolder
 
 TAIL = 20  # lines of what was printed before, when a view begins
@@ -83,6 +81,9 @@ def register(add: Add) -> None:
 
 def logs(args: argparse.Namespace, _display: Display) -> int:
     """What a run printed, byte for byte."""
+    from repro import sweep
+    from repro.lookup import find
+
     project = Project.find(Path.cwd())
     _record, folder = find(project, args.run)
     begin = 0
@@ -99,6 +100,8 @@ def logs(args: argparse.Namespace, _display: Display) -> int:
 
 
 def _blocks(folder: RunFolder, over: Callable[[], bool], begin: int) -> Iterator[bytes]:
+    from repro.pump import follow
+
     if not folder.output_log.is_file():
         if over():
             return
@@ -173,6 +176,9 @@ def tail(log: Path, lines: int) -> int:
 
 def attach(args: argparse.Namespace, display: Display) -> int:
     """What a run prints, as it comes, and how it ended."""
+    from repro import sweep
+    from repro.lookup import find
+
     project = Project.find(Path.cwd())
     _record, folder = find(project, args.run)
     begin = tail(folder.output_log, TAIL)
@@ -230,6 +236,9 @@ def exit_code(record: Record) -> ExitCode:
 
 def wait(args: argparse.Namespace, display: Display) -> int:
     """Wait until runs are over."""
+    from repro import lease, sweep
+    from repro.lookup import find
+
     project = Project.find(Path.cwd())
     wanted = list(lease.open_runs(project.runs)) if args.all else [find(project, run)[1] for run in args.run]
     codes = [ExitCode.OK]
@@ -250,6 +259,9 @@ def stop(args: argparse.Namespace, display: Display) -> int:
     """Stop runs, and wait until their records say so."""
     from concurrent.futures import ThreadPoolExecutor
 
+    from repro import sweep
+    from repro.lookup import find
+
     project = Project.find(Path.cwd())
     grace = 0.0 if args.now else args.grace
     if grace is not None and not 0 <= grace < math.inf:
@@ -269,6 +281,8 @@ def stop(args: argparse.Namespace, display: Display) -> int:
 
 
 def _only(project: Project) -> RunFolder:
+    from repro import lease
+
     found = list(lease.open_runs(project.runs))
     if len(found) == 1:
         return found[0]
@@ -284,6 +298,8 @@ def _stop(folder: RunFolder, how: str, grace: float | None, display: Display) ->
         EngineUnreachableError: its engine does not answer; the wish is noted, and is seen to when it is back.
         BadInputError: there is no container yet.
     """
+    from repro import keeping
+
     record = folder.read()
     if record.started is None:
         raise BadInputError(
@@ -304,7 +320,8 @@ def _stop(folder: RunFolder, how: str, grace: float | None, display: Display) ->
 
 def remove(args: argparse.Namespace, display: Display) -> int:
     """Remove run folders. What MLflow has of them stays there."""
-    from repro import tracking
+    from repro import lease, tracking
+    from repro.lookup import find
 
     project = Project.find(Path.cwd())
     chosen = {folder.path.resolve(): record for record, folder in (find(project, run) for run in args.run)}
