@@ -16,7 +16,7 @@ from pathlib import Path
 from repro import lease, runner
 from repro.engine import Engine, connect
 from repro.errors import EngineUnreachableError, ReproError
-from repro.keeping import Absence, Keeper, LeftError, release
+from repro.keeping import Absence, Keeper, release
 from repro.lease import Lease
 from repro.project import Project
 from repro.record import Record, RunFolder
@@ -91,33 +91,26 @@ def _to_its_end(held: Lease, record: Record, engine: Engine, away: Absence | Non
     name = record.planned.run
     keeper = Keeper(held, record, engine, lambda line: log.info("%s: %s", name, line), patience=PATIENCE, alone=True)
     keeper.away = away
-    try:
-        record = keeper.keep()
-    except LeftError:
-        raise
-    except ReproError as error:  # the command was not found: no run took place
-        log.info("%s: %s", name, error)
-    else:
-        log.info("%s: %s", name, record.state)
+    log.info("%s: %s", name, keeper.keep().state)
 
 
 def _engine(record: Record | None) -> tuple[Engine, Absence | None]:
     """The engine that has the run, when it answers, and for how long it had to be waited for."""
     host = record.started.endpoint if record and record.started else ""
     give_up = time.monotonic() + PATIENCE
-    pause, since = 0.2, datetime.now(timezone.utc)
-    waited = False
+    pause = 0.2
+    since: datetime | None = None
     while True:
         try:
             engine = connect(host or None)
         except EngineUnreachableError:
             if time.monotonic() > give_up:
                 raise
-            waited = True
+            since = since or datetime.now(timezone.utc)
             time.sleep(pause)
             pause = min(pause * 1.5, 5.0)
         else:
-            return engine, (since, datetime.now(timezone.utc)) if waited else None
+            return engine, (since, datetime.now(timezone.utc)) if since else None
 
 
 def _same(record: Record, engine: Engine) -> bool:

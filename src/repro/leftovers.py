@@ -36,11 +36,16 @@ def containers(found: Iterable[ContainerFacts], *, user: str, now: float) -> lis
         if probe.LABEL in each.labels and now - each.created > STARTING:  # of a process that was killed
             why = "it looked into an image, and nobody waits for it"
             removals.append(removal(each, why))
-        if not each.labels.keys() >= {RUN_LABEL, "repro.folder"} or each.labels.get(USER_LABEL, user) != user:
+        if not is_ours(each, user):
             continue
         if why := _over(each, now):
             removals.append(removal(each, why))
     return removals
+
+
+def is_ours(container: ContainerFacts, user: str) -> bool:
+    """Whether a container is one of a run of this user's."""
+    return container.labels.keys() >= {RUN_LABEL, "repro.folder"} and container.labels.get(USER_LABEL, user) == user
 
 
 def removal(container: ContainerFacts, why: str) -> Removal:

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Protocol
 
 from repro import report
 from repro.display import Display
@@ -25,6 +24,7 @@ from repro.errors import (
     RefusedError,
     ReproError,
 )
+from repro.imaging import Add
 from repro.project import Project
 from repro.record import End, Record, RunFolder
 
@@ -33,15 +33,6 @@ AGO = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|min|h|d)")
 ENTRY = re.compile(r"(\d{13}) (\d+)\n")
 UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 WHICH = "run id, MLflow run id, a unique prefix, or latest"
-
-
-class Add(Protocol):
-    """How a verb is added to the command line."""
-
-    def __call__(
-        self, verb: Callable[[argparse.Namespace, Display], int], name: str, text: str, *, json: bool = False
-    ) -> argparse.ArgumentParser:
-        """The parser of the new verb."""
 
 
 def register(add: Add) -> None:
@@ -240,7 +231,7 @@ def wait(args: argparse.Namespace, display: Display) -> int:
     from repro.lookup import find
 
     project = Project.find(Path.cwd())
-    wanted = list(lease.open_runs(project.runs)) if args.all else [find(project, run)[1] for run in args.run]
+    wanted = lease.open_runs(project.runs) if args.all else [find(project, run)[1] for run in args.run]
     codes = [ExitCode.OK]
     until = time.monotonic() + (math.inf if args.timeout is None else args.timeout)
     for folder in wanted:
@@ -265,7 +256,7 @@ def stop(args: argparse.Namespace, display: Display) -> int:
     project = Project.find(Path.cwd())
     grace = 0.0 if args.now else args.grace
     if grace is not None and not 0 <= grace < math.inf:
-        raise BadInputError(f"--grace {grace:g}: not a number of seconds")
+        raise BadInputError(f"--grace {grace:g}: not a number of seconds", hints=["--grace 30, or --now"])
     wanted = [find(project, run)[1] for run in args.run] or [_only(project)]
     with ThreadPoolExecutor(max_workers=len(wanted)) as pool:  # each is given its time, and all of them the same
         asked = [pool.submit(_stop, each, "`repro stop`", grace, display) for each in wanted if each.lease.exists()]
@@ -283,12 +274,16 @@ def stop(args: argparse.Namespace, display: Display) -> int:
 def _only(project: Project) -> RunFolder:
     from repro import lease
 
-    found = list(lease.open_runs(project.runs))
+    found = lease.open_runs(project.runs)
     if len(found) == 1:
         return found[0]
     if not found:
         raise BadInputError("no run is going on in this project", hints=["`repro runs` lists all"])
-    raise BadInputError(f"{len(found)} runs are going on: which?", evidence=[folder.path.name for folder in found])
+    raise BadInputError(
+        f"{len(found)} runs are going on: which?",
+        evidence=[folder.path.name for folder in found],
+        hints=["`repro stop RUN`, also several"],
+    )
 
 
 def _stop(folder: RunFolder, how: str, grace: float | None, display: Display) -> None:
@@ -364,10 +359,11 @@ def reap(args: argparse.Namespace, display: Display) -> int:
     from repro.engine import connect
 
     project = Project.find(Path.cwd())
-    found = reaping.look(project, connect())
+    engine = connect()
+    found = reaping.look(project, engine)
     if not args.dry_run:
         with display.step("reap") as step:
-            reaping.do(found, project, connect(), step.say)
+            reaping.do(found, project, engine, step.say)
             step.detail = report.many(len(found), "leftover")
     if args.json:
         print(report.as_json(found))

@@ -11,7 +11,6 @@ from repro.answers import ContainerFacts
 from repro.engine import Engine
 from repro.errors import ReproError
 from repro.experiment import Value
-from repro.image import USER_LABEL
 from repro.plan import RUN_LABEL
 from repro.project import Project, user_name
 from repro.record import RunFolder, folders
@@ -60,8 +59,7 @@ def _orphans(containers: Sequence[ContainerFacts]) -> list[Leftover]:
     user = user_name()
     gone = {each.name: each for each in leftovers.containers(containers, user=user, now=time.time())}
     for each in containers:
-        ours = each.labels.keys() >= {RUN_LABEL, "repro.folder"} and each.labels.get(USER_LABEL, user) == user
-        if not ours or each.name in gone:
+        if not leftovers.is_ours(each, user) or each.name in gone:
             continue
         if sweep.is_orphan(each):
             gone[each.name] = leftovers.removal(each, "its run has no folder any more, so nothing of it can be kept")

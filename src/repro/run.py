@@ -26,6 +26,7 @@ from repro import (
     journal,
     keeping,
     ledger,
+    life,
     lockfile,
     report,
     runner,
@@ -134,13 +135,12 @@ def _job(session: Session, composed: config.Composed, flags: argparse.Namespace,
         display.notice("the container had GPUs, but the experiment's framework saw none: does the image hold CUDA?")
     with suppress(OSError):  # the terminal may have gone
         print(report.as_json(record) if flags.json else report.summary(record, folder, metrics, mlflow), flush=True)
-    ended = record.ended
-    if ended is None or ended.end is End.FINISHED:
-        return ExitCode.OK
-    display.line(f"repro: {report.failure(record, folder)}")
-    if ended.end is End.KILLED and keeping.interrupted(folder):
+    code = life.exit_code(record)
+    if code is not ExitCode.OK:
+        display.line(f"repro: {report.failure(record, folder)}")
+    if record.ended and record.ended.end is End.KILLED and keeping.interrupted(folder):
         raise KeyboardInterrupt  # it is meant for the whole multirun
-    return ExitCode.ENVIRONMENT if ended.end is End.LOST else ExitCode.NO
+    return code
 
 
 def shell(overrides: Sequence[str], command: str, display: Display) -> int:

@@ -45,6 +45,7 @@ def prepare(plan: Plan) -> Lease:
         folder.path.mkdir(parents=True, exist_ok=True)
         while held is None:  # first of all: what has no lease is found by nobody; who looks has it for a moment
             held = lease.take(folder)
+        held.note("starting")  # on this machine
         for path in (folder.outputs, folder.journal, folder.logs):
             path.mkdir(exist_ok=True)
         _fill(folder, plan)

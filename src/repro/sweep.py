@@ -111,6 +111,7 @@ def _unkeepable(folder: RunFolder, project: Project) -> EnvironmentUnfitError:
 def _elsewhere(folder: RunFolder) -> EnvironmentUnfitError:
     return EnvironmentUnfitError(
         f"run {folder.path.name} was started on another machine, and nobody keeps it there now",
+        evidence=[f"{folder.lease} names it, and is held by no process"],
         hints=["ask for it there: `repro wait`", GIVE_UP],
     )
 
