@@ -366,8 +366,9 @@ def test_whoever_stops_a_run_is_not_disturbed_by_who_keeps_it(lab: Project, repr
     run = run_detached(repro, "command=[python3,slow.py]", "tracking.enabled=false", "resources.stop_grace=1.0")
     wait_for(lambda: begun(lab))
     assert repro("stop", run, "--grace", "60").returncode == 0
-    log = latest(lab)[1].output_log.read_text()
-    assert (log.count("KeyboardInterrupt"), log.endswith("\nclean\n")) == (1, True)
+    lines = latest(lab)[1].output_log.read_text().splitlines()
+    # counted, not in order: which of two streams an engine hears first is open (16 of 60 ends under load came swapped)
+    assert (lines.count("KeyboardInterrupt"), lines.count("clean")) == (1, 1), lines
 
 
 SLOW_END = """\
