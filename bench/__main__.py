@@ -94,9 +94,10 @@ def limit(name: str, times: list[float], bound: float) -> str:
 
 def base_image() -> str:
     """An image that is on the engine: the project's own Debian base, made when it is missing."""
-    from repro import base, config
-    from repro.engine import connect
+    from repro import config
+    from repro.engines.engine import connect
     from repro.project import Project
+    from repro.recipe import base
 
     project = Project.find(Path(__file__).parent)
     image, _build = config.compose_image(project, ["image=debian"])
@@ -177,7 +178,7 @@ def bench_live(root: Path, rounds: int) -> list[str]:
     """Two points a second from a container; how old each is when MLflow's own API first gives it back."""
     from mlflow import MlflowClient
 
-    from repro import store
+    from repro.tracking import store
 
     uri = f"sqlite:///{root / 'mlflow.db'}"
     store.prepare(uri)
@@ -204,8 +205,8 @@ def bench_live(root: Path, rounds: int) -> list[str]:
 
 def bench_host(root: Path, _rounds: int) -> list[str]:
     """What the processes behind a detached run cost: the one that keeps it and the one that feeds MLflow."""
-    from repro import journal
     from repro.record import RunFolder
+    from repro.tracking import journal
 
     (root / "steady.py").write_text(STEADY.replace("SECONDS", str(STEADY_SECONDS)))
     (root / "conf" / "experiment" / "steady.yaml").write_text(
@@ -271,7 +272,8 @@ def bench_many(root: Path, rounds: int) -> list[str]:
 
 def in_process(rounds: int) -> list[float]:
     """What `--if-changed` does inside the process, for the image of this repository: read, hash, ask the engine."""
-    from repro import config, glance, image, lockfile
+    from repro import config, image, lockfile
+    from repro.engines import glance
     from repro.project import Project
 
     project = Project.find(Path(__file__).parent)
@@ -380,7 +382,7 @@ def bench_wheels(root: Path, _rounds: int) -> list[str]:
 
 
 def bench_snapshot(root: Path, rounds: int) -> list[str]:
-    from repro import source
+    from repro.code import source
 
     many = root / "many"
     for number in range(5000):

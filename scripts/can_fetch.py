@@ -4,8 +4,9 @@ import os
 import sys
 from pathlib import Path
 
-from repro import config, data, doctor
+from repro import config, data
 from repro.project import Project, cache_folder
+from repro.verbs import doctor
 
 project = Project.find(Path.cwd())
 wanted = data.rooted(config.compose(project, [f"experiment={sys.argv[1]}"]).data, project.root)

@@ -13,8 +13,8 @@ from pathlib import Path
 import filelock
 import pytest
 
-from repro import base
 from repro.project import cache_folder
+from repro.recipe import base
 
 SUITE = "forky"  # the first Debian with a buildx that knows engines of today, and the newest engine that any has
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"

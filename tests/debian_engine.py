@@ -24,9 +24,9 @@ from typing import Any
 
 import filelock
 
-from repro import base
-from repro.plan import INSIDE
 from repro.project import Project, cache_folder
+from repro.recipe import base
+from repro.running.plan import INSIDE
 from tests.second_engine import answers, copy_image, require_root
 
 USER = 1000  # of a rootless engine

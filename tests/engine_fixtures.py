@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from repro import base, builder
-from repro.engine import Engine, connect
+from repro.build import builder
+from repro.engines.engine import Engine, connect
 from repro.experiment import BaseRecipe
+from repro.recipe import base
 from tests.debian import fetched
 
 RECIPE = BaseRecipe(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from repro import answers, imagefacts
+from repro.engines import answers, imagefacts
 
 INFO = {"Driver": "overlay", "NCPU": 2, "MemTotal": 8, "Name": "here", "DockerRootDir": "/data", "Runtimes": {}}
 DOCKER = {"Version": "28.5.2", "ApiVersion": "1.51", "Os": "linux", "Arch": "amd64"}

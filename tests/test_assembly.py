@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from repro import assembly
-from repro.assembly import FromHost
 from repro.errors import BadInputError, EnvironmentUnfitError
 from repro.experiment import BuildConfig, ImageConfig, SecretSource
-from repro.pylock import Target
-from repro.spec import ImageSpec, LockedPackages
+from repro.recipe import assembly
+from repro.recipe.assembly import FromHost
+from repro.recipe.pylock import Target
+from repro.recipe.spec import ImageSpec, LockedPackages
 
 TARGET = Target(python="3.11.2", platform="linux/amd64", libc="glibc 2.36")
 DOCKERFILE = """\

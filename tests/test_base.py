@@ -10,9 +10,9 @@ import tarfile
 import msgspec
 import pytest
 
-from repro import base
+from repro.engines.imagefacts import ImageFacts
 from repro.experiment import BaseRecipe
-from repro.imagefacts import ImageFacts
+from repro.recipe import base
 
 RECIPE = BaseRecipe(suite="bookworm", packages=("python3",), source_date_epoch=1)
 LABELS = {"b": "2", "a": "1"}

@@ -14,11 +14,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from repro import base, image
-from repro.engine import Engine
+from repro import image
+from repro.engines.engine import Engine
 from repro.errors import EnvironmentUnfitError
 from repro.experiment import BaseRecipe, ImageConfig
-from repro.spec import ImageSpec
+from repro.recipe import base
+from repro.recipe.spec import ImageSpec
 from tests.engine_fixtures import RECIPE
 
 pytestmark = pytest.mark.engine
@@ -113,7 +114,7 @@ def test_without_mmdebstrap_the_error_says_what_to_install(
 def test_who_is_not_root_is_told_who_has_to_do_it() -> None:
     code = (
         "import os\n"
-        "from repro import base\n"
+        "from repro.recipe import base\n"
         "from repro.errors import EnvironmentUnfitError\n"
         "os.setuid(65534)\n"
         "try: base._require_tools()\n"

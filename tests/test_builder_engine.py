@@ -13,11 +13,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from repro import base, explain, image, inputs
-from repro.engine import Engine, connect
+from repro import image
+from repro.engines.engine import Engine, connect
 from repro.errors import BadInputError, EngineUnreachableError, EnvironmentUnfitError, ReproError
 from repro.experiment import BuildConfig, ImageConfig
-from repro.spec import ImageSpec
+from repro.recipe import base, explain, inputs
+from repro.recipe.spec import ImageSpec
 from tests.second_engine import second_engine
 
 pytestmark = pytest.mark.engine
@@ -31,9 +32,9 @@ import sys
 from pathlib import Path
 import msgspec
 from repro import image
-from repro.engine import connect
+from repro.engines.engine import connect
 from repro.experiment import ImageConfig
-from repro.spec import ImageSpec
+from repro.recipe.spec import ImageSpec
 config = msgspec.json.decode(sys.argv[2], type=ImageConfig)
 spec, engine = ImageSpec.read(config, Path(sys.argv[1])), connect()
 print("ready", flush=True)

@@ -11,12 +11,20 @@ from pathlib import Path
 
 import pytest
 
-from repro import store
-from repro.client import BYTES, TrackedRun, TrackingClient, TrackingError, UnreachableError, batches, every_artifact
-from repro.journal import Metric, Note
-from repro.publisher import connect
-from repro.restclient import RestClient, speaks
-from repro.view import Dataset
+from repro.tracking import store
+from repro.tracking.client import (
+    BYTES,
+    TrackedRun,
+    TrackingClient,
+    TrackingError,
+    UnreachableError,
+    batches,
+    every_artifact,
+)
+from repro.tracking.journal import Metric, Note
+from repro.tracking.publisher import connect
+from repro.tracking.restclient import RestClient, speaks
+from repro.tracking.view import Dataset
 from tests.tracking_servers import Door, free_port
 
 tracked = pytest.mark.tracking

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from repro import context
-from repro.context import ContextFile
+from repro.build import context
+from repro.build.context import ContextFile
 from repro.errors import BadInputError
 
 DOCKERFILE = "docker/Dockerfile"

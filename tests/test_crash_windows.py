@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from repro import keeping, life, scratch
+from repro import scratch
 from repro.display import Display
-from repro.engine import connect
+from repro.engines.engine import connect
 from repro.errors import ExitCode
 from repro.project import Project, user_name
 from repro.record import RunFolder
+from repro.running import keeping
+from repro.verbs import life
 from tests.conftest import script
 from tests.second_engine import second_engine
 from tests.test_life_engine import GATE, killed
@@ -28,8 +30,8 @@ engine_needed = pytest.mark.engine
 
 PATCHED = """
 import os, sys, threading, time
-from repro.engine import Engine
-from repro.keeping import Keeper
+from repro.engines.engine import Engine
+from repro.running.keeping import Keeper
 from repro.run import main
 create = Engine.create
 {patch}

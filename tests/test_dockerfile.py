@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from repro import dockerfile
+from repro.build import dockerfile
 from repro.errors import BadInputError
 
 

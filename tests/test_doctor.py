@@ -15,12 +15,13 @@ from threading import Thread
 import msgspec
 import pytest
 
-from repro import config, doctor, enginecheck, findings
-from repro.answers import EngineFacts
-from repro.doctor import Choice, Finding, Level
+from repro import config
+from repro.engines.answers import EngineFacts
 from repro.errors import EnvironmentUnfitError, ExitCode
 from repro.experiment import DatasetConfig
 from repro.project import Project
+from repro.verbs import doctor, enginecheck, findings
+from repro.verbs.doctor import Choice, Finding, Level
 
 NOW = datetime(2026, 11, 24, tzinfo=timezone.utc)
 FACTS = EngineFacts(

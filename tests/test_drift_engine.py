@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from repro import tracking
-from repro.engine import Engine
-from repro.imagefacts import ImageFacts
+from repro.engines.engine import Engine
+from repro.engines.imagefacts import ImageFacts
 from repro.project import Project
+from repro.tracking import tracking
 from tests.test_builder_engine import tags
 from tests.test_run_engine import latest
 from tests.test_tracking import client

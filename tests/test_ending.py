@@ -6,9 +6,9 @@ from datetime import datetime, timedelta, timezone
 
 import pytest
 
-from repro.answers import Exit, exit_of, found
-from repro.ending import Circumstance, StopRequest, verdict
+from repro.engines.answers import Exit, exit_of, found
 from repro.record import End
+from repro.running.ending import Circumstance, StopRequest, verdict
 
 BEGAN = datetime(2026, 11, 23, 19, 15, tzinfo=timezone.utc)
 

@@ -14,12 +14,12 @@ import pytest
 
 from repro import config, runner
 from repro.display import Display
-from repro.engine import Engine, connect
-from repro.plan import Plan
+from repro.engines.engine import Engine, connect
+from repro.engines.refusal import CommandNotFoundError
 from repro.project import Project, user_name
 from repro.record import Record, RunFolder
-from repro.refusal import CommandNotFoundError
 from repro.run import Session
+from repro.running.plan import Plan
 from tests.conftest import script
 from tests.test_run_engine import begun, containers, latest, left, on_a_terminal, read_all, start, wait_for
 

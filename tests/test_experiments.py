@@ -13,10 +13,11 @@ import msgspec
 import pytest
 import yaml
 
-from repro import config, data, journal
+from repro import config, data
 from repro.experiment import DatasetConfig
-from repro.journal import Position
 from repro.project import Project
+from repro.tracking import journal
+from repro.tracking.journal import Position
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))

@@ -113,7 +113,7 @@ def test_a_wrong_command_leaves_nothing_in_mlflow_either(lab: Project, repro: Re
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The project itself, as a fresh clone of its committed state with the working tree's changes on top."""
-    from repro import source
+    from repro.code import source
 
     place = tmp_path_factory.mktemp("clone") / "repro"
     snapshot = source.capture(ROOT)

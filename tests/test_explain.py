@@ -7,8 +7,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from repro import explain, inputs
-from repro.inputs import Inputs
+from repro.recipe import explain, inputs
+from repro.recipe.inputs import Inputs
 
 FILE = "docker/Dockerfile"
 REQUIREMENTS = "docker/requirements.txt"

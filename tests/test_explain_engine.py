@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from repro.engine import Engine
+from repro.engines.engine import Engine
 from repro.project import Project
 
 pytestmark = pytest.mark.engine
@@ -76,7 +76,7 @@ IMPORTED = """
 import sys
 from repro.cli import main
 code = main(sys.argv[1:])
-print(code, *({"docker", "requests", "mlflow", "repro.explain"} & sys.modules.keys()))
+print(code, *({"docker", "requests", "mlflow", "repro.recipe.explain"} & sys.modules.keys()))
 """
 
 

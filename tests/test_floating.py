@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from repro import floating
 from repro.experiment import BaseRecipe, BuildConfig, ImageConfig
-from repro.pylock import Target
-from repro.spec import ImageSpec, LockedPackages
+from repro.recipe import floating
+from repro.recipe.pylock import Target
+from repro.recipe.spec import ImageSpec, LockedPackages
 
 DIGEST = "sha256:" + "1" * 64
 START = "ARG BASE_IMAGE\nFROM ${BASE_IMAGE}\n"

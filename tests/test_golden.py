@@ -14,11 +14,11 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from repro import dockerfile
+from repro.build import dockerfile
 from repro.errors import BadInputError
 from repro.experiment import BuildConfig, ImageConfig
-from repro.pylock import Target
-from repro.spec import ImageSpec, LockedPackages
+from repro.recipe.pylock import Target
+from repro.recipe.spec import ImageSpec, LockedPackages
 from tests import golden_reference
 
 CASES = sorted((Path(__file__).parent / "golden").glob("*.yaml"))

@@ -9,16 +9,17 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from repro import housekeeping, image, pruning
-from repro.engine import Engine
+from repro import image
+from repro.cleaning import housekeeping, pruning
+from repro.cleaning.housekeeping import Row, plan_images
+from repro.engines.engine import Engine
 from repro.errors import EnvironmentUnfitError
 from repro.experiment import ImageConfig
-from repro.housekeeping import Row, plan_images
 from repro.image import Image
 from repro.lockfile import Lock, LockedImage
 from repro.project import Project, user_name
+from repro.recipe.spec import ImageSpec
 from repro.record import Code, Host, ImageUsed, Planned, Record, RunFolder
-from repro.spec import ImageSpec
 
 ROW = Row(
     tag="my-tf:0000000000000000",

@@ -15,10 +15,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from repro import base, builder, inventory, repodigest
-from repro import registry as registries
-from repro.engine import Engine
+from repro.build import builder
+from repro.engines import registry as registries
+from repro.engines import repodigest
+from repro.engines.engine import Engine
+from repro.images import inventory
 from repro.project import Project
+from repro.recipe import base
 from tests.conftest import script
 from tests.newest_engine import STORES, Store, newest_engine
 from tests.registry_server import RegistryServer

@@ -16,12 +16,13 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from repro import config, context, image
+from repro import config, image
+from repro.build import context
+from repro.engines.imagefacts import ImageFacts
 from repro.errors import BadInputError
 from repro.experiment import BaseRecipe, BuildConfig, ImageConfig, SecretSource
-from repro.imagefacts import ImageFacts
 from repro.project import Project
-from repro.spec import ImageSpec
+from repro.recipe.spec import ImageSpec
 
 RECIPE = BaseRecipe(suite="bookworm", packages=("python3",), source_date_epoch=1)
 CONFIG = ImageConfig(

@@ -17,11 +17,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from repro import context
+from repro.build import context
 from repro.errors import BadInputError
 from repro.experiment import BaseRecipe, BuildConfig, ImageConfig, SecretSource
-from repro.pylock import Target
-from repro.spec import ImageSpec, LockedPackages
+from repro.recipe.pylock import Target
+from repro.recipe.spec import ImageSpec, LockedPackages
 from tests import golden_reference
 from tests.conftest import commit
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from repro import imagefacts, repodigest
+from repro.engines import imagefacts, repodigest
 
 ID, OTHER = "sha256:" + "1" * 64, "sha256:" + "2" * 64
 LAYERS = ["sha256:" + "a" * 64, "sha256:" + "b" * 64]

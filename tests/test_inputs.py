@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from repro import explain, inputs
 from repro.experiment import BaseRecipe, ImageConfig
-from repro.inputs import Inputs
-from repro.pylock import Target
-from repro.spec import ImageSpec, LockedPackages
+from repro.recipe import explain, inputs
+from repro.recipe.inputs import Inputs
+from repro.recipe.pylock import Target
+from repro.recipe.spec import ImageSpec, LockedPackages
 
 DOCKERFILE = "docker/Dockerfile"
 MANIFEST = {

@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from repro import journal
-from repro.journal import Events, Position
+from repro.tracking import journal
+from repro.tracking.journal import Events, Position
 
 INSIDE = Path(__file__).parents[1] / "src" / "repro" / "inside"
 REPRO_LOG = INSIDE / "bin" / "repro-log"

@@ -11,8 +11,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from repro import inventory
-from repro.inventory import Inventory, OsPackage, PythonPackage, System
+from repro.images import inventory
+from repro.images.inventory import Inventory, OsPackage, PythonPackage, System
 
 DPKG = """\
 Package: bash

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from repro import inventory, probe, sbom
-from repro.engine import Engine
+from repro.engines import probe
+from repro.engines.engine import Engine
 from repro.errors import EnvironmentUnfitError
-from repro.inventory import OsPackage, PythonPackage
+from repro.images import inventory, sbom
+from repro.images.inventory import OsPackage, PythonPackage
 from tests.debian import KEYRING
 
 pytestmark = pytest.mark.engine

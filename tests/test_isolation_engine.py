@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from repro import journal, publication
 from repro.project import Project
 from repro.record import RunFolder
+from repro.tracking import journal, publication
 from tests.conftest import commit, script, write_experiment
 from tests.test_run_engine import begun, containers, latest, on_a_terminal, read_all, start, wait_for
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from repro import journal
-from repro.journal import Events, Metric, Note, Position
 from repro.project import Project
+from repro.tracking import journal
+from repro.tracking.journal import Events, Metric, Note, Position
 from tests.test_tracking import Run
 
 STARTED = 1_764_000_000_000

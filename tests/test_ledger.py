@@ -8,9 +8,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from repro import inventory, ledger
 from repro.image import Image
-from repro.inventory import Inventory, PythonPackage
+from repro.images import inventory, ledger
+from repro.images.inventory import Inventory, PythonPackage
 from tests.test_inventory import FOUND
 
 SPEC = "5" * 64

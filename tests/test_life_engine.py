@@ -18,10 +18,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from repro import journal, lease, tracking
-from repro.engine import connect
+from repro.engines.engine import connect
 from repro.project import Project, user_name
 from repro.record import RunFolder, folders
+from repro.running import lease
+from repro.tracking import journal, tracking
 from tests.conftest import script
 from tests.test_run_engine import begun, containers, latest, on_a_terminal, start, wait_for
 
@@ -194,9 +195,8 @@ def test_a_command_killed_around_the_start_leaves_a_run_or_nothing(
         "created": f"Engine.start = lambda self, container: ({die})()",
         "started": f"start = Engine.start; Engine.start = lambda self, container: (start(self, container), ({die})())",
     }
-    code = (
-        f"from repro.engine import Engine; {where[moment]}; from repro.run import main; import sys; main(sys.argv[1:])"
-    )
+    imports = "import sys; from repro.engines.engine import Engine; from repro.run import main"
+    code = f"{imports}; {where[moment]}; main(sys.argv[1:])"
     done = subprocess.run([sys.executable, "-c", code, "experiment=toy", *QUIET], cwd=lab.root, check=False)
     assert done.returncode == -signal.SIGKILL
     assert len(list(lease.open_runs(lab.runs))) == 1

@@ -17,8 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from repro import lockfile, registry
-from repro.engine import Engine
+from repro import lockfile
+from repro.engines import registry
+from repro.engines.engine import Engine
 from repro.project import Project
 from tests.conftest import use_base
 from tests.registry_server import RegistryServer

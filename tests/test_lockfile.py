@@ -15,7 +15,7 @@ from repro.errors import BadInputError, RefusedError
 from repro.experiment import ImageConfig
 from repro.image import Image
 from repro.lockfile import Lock, LockedImage, Resolved
-from repro.spec import ImageSpec
+from repro.recipe.spec import ImageSpec
 
 SPEC = ImageSpec(
     name="my-tf",

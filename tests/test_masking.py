@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from repro.masking import Masker
+from repro.secrets.masking import Masker
 
 SECRET = b"hunter2-hunter2!"
 

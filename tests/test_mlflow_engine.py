@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from repro import tracking
 from repro.project import Project
 from repro.record import RunFolder
+from repro.tracking import tracking
 from tests.conftest import commit, write_experiment
 from tests.test_nested import FIT, TREE
 from tests.test_run_engine import latest

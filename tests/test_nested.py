@@ -15,10 +15,10 @@ from urllib.parse import unquote
 
 import pytest
 
-from repro import tracking
 from repro.project import Project, cache_folder
 from repro.record import End
-from repro.tracking import Follower
+from repro.tracking import tracking
+from repro.tracking.tracking import Follower
 from tests.test_tracking import Run, artifacts, client, free_port, points, runs, server, sqlite, sync, the, until
 
 pytestmark = pytest.mark.tracking
@@ -551,10 +551,10 @@ OLDEST = ("mlflow==3.5.0", "sqlalchemy<2.1")  # the oldest that pyproject.toml a
 PUBLISH = """
 import os, sys
 from pathlib import Path
-from repro import store
-from repro.publication import Publication
+from repro.tracking import store
+from repro.tracking.publication import Publication
 from repro.record import RunFolder
-from repro.sdkclient import SdkClient
+from repro.tracking.sdkclient import SdkClient
 store.prepare(sys.argv[2])
 publication = Publication(RunFolder(Path(sys.argv[1])), sys.argv[2], SdkClient(sys.argv[2]))
 assert publication.advance(last=True)
@@ -589,7 +589,7 @@ def test_the_oldest_mlflow_on_the_host_gets_all_of_it(project: Project, logged: 
     logged(run, FIT)
     run.end()
     uri = f"sqlite:///{project.root}/mlflow.db"
-    source = str(Path(tracking.__file__).parents[1])
+    source = str(Path(tracking.__file__).parents[2])
     environment = {**os.environ, "PYTHONPATH": source, "REPRO_CACHE": str(project.root / "cache")}
     for code, arguments in ((PUBLISH, [str(run.folder.path), uri]), (READ, [uri])):
         program = [python, "-W", "ignore", "-c", code, *arguments]

@@ -12,12 +12,12 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from repro import store
-from repro.client import TrackedRun, TrackingError, UnreachableError
 from repro.project import Project
-from repro.publication import Publication
-from repro.sdkclient import SdkClient
-from repro.story import Child
+from repro.tracking import store
+from repro.tracking.client import TrackedRun, TrackingError, UnreachableError
+from repro.tracking.publication import Publication
+from repro.tracking.sdkclient import SdkClient
+from repro.tracking.story import Child
 from tests.test_tracking import Run
 
 pytestmark = pytest.mark.tracking

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from repro.engine import connect
+from repro.engines.engine import connect
 from repro.project import Project
 from tests.conftest import use_base
 from tests.debian_engine import USER, as_user, docker_engine

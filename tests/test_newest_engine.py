@@ -9,7 +9,7 @@ from contextlib import closing
 import docker.errors
 import pytest
 
-from repro.engine import Engine
+from repro.engines.engine import Engine
 from tests.newest_engine import STORES, Store, newest_engine
 
 pytestmark = pytest.mark.engine

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from repro import oci
-from repro.engine import Engine
+from repro.engines.engine import Engine
 from repro.errors import BadInputError, EnvironmentUnfitError
+from repro.images import oci
 from repro.project import Project
 from tests.newest_engine import STORES, newest_engine, programs
 from tests.second_engine import SecondEngine, require_root, second_engine

@@ -18,9 +18,10 @@ from pathlib import Path
 
 import pytest
 
-from repro import quota, runner
+from repro import runner
 from repro.project import Project
 from repro.record import Record, RunFolder, folders
+from repro.running import quota
 from tests.conftest import as_nobody, script
 from tests.test_ends_engine import planned
 from tests.test_run_engine import begun, containers, latest, wait_for
@@ -133,7 +134,7 @@ def test_a_folder_that_its_owner_closed_hides_nothing() -> None:
         Path(name).chmod(0o755)
         (folder.outputs / "closed").chmod(0)
         code = "room = Quota(RunFolder(argument), 'no container', 1 << 30, lambda grace: None)\nprint(room.finish())"
-        done = as_nobody("from repro.quota import Quota\nfrom repro.record import RunFolder", code, folder.path)
+        done = as_nobody("from repro.running.quota import Quota\nfrom repro.record import RunFolder", code, folder.path)
         (folder.outputs / "closed").chmod(0o700)
     assert done.stdout.startswith("part of its outputs cannot be measured, as outputs.limit needs it: "), done.stderr
     assert done.stdout.endswith("/outputs/closed: Permission denied\n")

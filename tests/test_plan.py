@@ -7,11 +7,11 @@ from datetime import datetime, timezone
 import msgspec
 import pytest
 
-from repro import plan
-from repro.answers import EngineFacts
+from repro.engines.answers import EngineFacts
 from repro.errors import BadInputError
 from repro.experiment import Experiment, ImageConfig, Resources, RunSecret
 from repro.record import Code, DatasetUsed, ImageUsed
+from repro.running import plan
 
 EXPERIMENT = Experiment(name="toy", command=("sh", "toy.sh"), image=ImageConfig(variant="v", base="b:1"), seed=7)
 ENGINE = EngineFacts(

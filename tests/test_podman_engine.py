@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from repro import builder
-from repro.engine import connect
+from repro.build import builder
+from repro.engines.engine import connect
 from repro.project import Project
 from repro.record import folders
 from tests import debian_engine

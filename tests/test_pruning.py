@@ -14,13 +14,16 @@ import filelock
 import msgspec
 import pytest
 
-from repro import base, guard, leftovers, pins, pruning, source
-from repro.answers import ContainerFacts
-from repro.engine import connect
+from repro import guard
+from repro.cleaning import leftovers, pins, pruning
+from repro.cleaning.housekeeping import Removal
+from repro.code import source
+from repro.engines.answers import ContainerFacts
+from repro.engines.engine import connect
+from repro.engines.imagefacts import ImageFacts
 from repro.errors import BadInputError, EnvironmentUnfitError
-from repro.housekeeping import Removal
-from repro.imagefacts import ImageFacts
 from repro.project import Project, user_name
+from repro.recipe import base
 from repro.record import RunFolder
 from tests.conftest import script
 from tests.second_engine import SecondEngine, second_engine

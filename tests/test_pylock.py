@@ -6,9 +6,9 @@ from datetime import datetime, timezone
 
 import pytest
 
-from repro import pylock
 from repro.errors import BadInputError
-from repro.pylock import Target
+from repro.recipe import pylock
+from repro.recipe.pylock import Target
 
 TARGET = Target(python="3.11.2", platform="linux/amd64", libc="glibc 2.36")
 ONE, TWO, THREE = (str(number) * 64 for number in (1, 2, 3))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from repro import registry
+from repro.engines import registry
+from repro.engines.registry import NotThereError
 from repro.errors import BadInputError
-from repro.registry import NotThereError
 
 REF = "reg.example.com:5000/team/my-tf:0123456789abcdef"
 DIGEST = "reg.example.com:5000/team/my-tf@sha256:" + "1" * 64

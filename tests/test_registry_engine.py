@@ -21,11 +21,12 @@ import docker.errors
 import msgspec
 import pytest
 
-from repro import base, housekeeping, pruning
-from repro import registry as registries
-from repro.engine import Engine, connect
+from repro.cleaning import housekeeping, pruning
+from repro.engines import registry as registries
+from repro.engines.engine import Engine, connect
 from repro.errors import EnvironmentUnfitError
 from repro.project import Project
+from repro.recipe import base
 from tests.conftest import commit, script
 from tests.newest_engine import STORES, newest_engine
 from tests.registry_server import PASSWORD, USER, RegistryServer

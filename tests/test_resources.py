@@ -12,10 +12,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from repro import journal, resources
-from repro.answers import Use, container_use
+from repro.engines.answers import Use, container_use
 from repro.record import End, Ended, Peaks, RunFolder
 from repro.report import summary
+from repro.running import resources
+from repro.tracking import journal
 from tests.test_record import T1, record
 
 AT = 1_764_240_194.5
@@ -162,7 +163,7 @@ def nvml(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def gpu_metrics(asked: str, **environment: str) -> list[dict[str, float]]:
     """What a process of its own sees: the library is loaded once in each."""
     code = (
-        "import json, sys\nfrom repro import nvidia\nwith nvidia.opened(sys.argv[1]) as gpus:\n"
+        "import json, sys\nfrom repro.running import nvidia\nwith nvidia.opened(sys.argv[1]) as gpus:\n"
         "    print(json.dumps([nvidia.metrics(gpu) for gpu in gpus]))"
     )
     done = subprocess.run(
@@ -217,7 +218,9 @@ def test_without_a_driver_or_with_a_broken_one_there_are_no_gpus_and_no_noise(nv
 
 
 def test_the_driver_is_not_asked_for_a_run_without_gpus() -> None:
-    code = "import sys\nfrom repro import nvidia\nwith nvidia.opened('none'):\n    print('pynvml' in sys.modules)"
+    code = (
+        "import sys\nfrom repro.running import nvidia\nwith nvidia.opened('none'):\n    print('pynvml' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
 

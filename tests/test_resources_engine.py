@@ -125,7 +125,7 @@ def test_gpus_are_seen_from_the_driver_to_the_summary(
 
 def test_looking_costs_less_than_a_hundredth_of_a_core(lab: Project) -> None:
     """Counted in the thread's own processor time, which a busy machine does not make longer."""
-    from repro.resources import Sampler
+    from repro.running.resources import Sampler
 
     script(lab, "toy.sh", "sleep 300")
     plan, engine = planned(lab)

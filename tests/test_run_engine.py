@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from repro.engine import connect
+from repro.engines.engine import connect
 from repro.project import Project
 from repro.record import Record, RunFolder, folders
 from tests.conftest import commit, script, write_experiment

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from repro import causes, sameness
 from repro.errors import EnvironmentUnfitError
-from repro.sameness import Layer
+from repro.images import causes, sameness
+from repro.images.sameness import Layer
 
 Tree = dict[str, tarfile.TarInfo | tuple[tarfile.TarInfo, bytes]]
 Form = Callable[[Sequence[bytes]], bytes]

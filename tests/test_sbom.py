@@ -10,8 +10,8 @@ from cyclonedx.model.bom import Bom
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
-from repro import inventory, sbom
-from repro.inventory import Inventory, OsPackage
+from repro.images import inventory, sbom
+from repro.images.inventory import Inventory, OsPackage
 from tests.test_inventory import FOUND
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from repro import secretsfolder, secretsources
 from repro.errors import BadInputError, EnvironmentUnfitError
 from repro.experiment import RunSecret
+from repro.secrets import secretsfolder, secretsources
 
 VALUE = "s3cret-value"
 SHM = Path("/dev/shm")

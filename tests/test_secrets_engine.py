@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from repro import secretsfolder
-from repro.engine import connect
+from repro.engines.engine import connect
 from repro.project import Project
+from repro.secrets import secretsfolder
 from tests.conftest import script, write_experiment
 from tests.test_ends_engine import Repro
 from tests.test_run_engine import begun, containers, latest, left, on_a_terminal, read_all, start, wait_for

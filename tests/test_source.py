@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from repro import source
+from repro.code import source
 from repro.errors import BadInputError, EnvironmentUnfitError
 from tests.conftest import as_nobody
 
@@ -316,7 +316,7 @@ def test_eight_processes_capture_and_export_at_once(tmp_path: Path) -> None:
     root = committed(tmp_path / "p", {f"d{number % 9}/f{number}.py": f"{number}\n" for number in range(200)})
     put(root, {"new.py": "n\n", "d1/f1.py": "changed\n"})
     program = (
-        "import sys; from pathlib import Path; from repro import source\n"
+        "import sys; from pathlib import Path; from repro.code import source\n"
         "root, out = map(Path, sys.argv[1:]); print(source.export(source.capture(root), root, out))"
     )
     command = [sys.executable, "-c", program, str(root), str(tmp_path / "out")]
@@ -467,7 +467,7 @@ def test_a_file_that_cannot_be_read_is_named() -> None:
         if os.geteuid() == 0:
             for path in (Path(folder), *Path(folder).rglob("*")):
                 os.lchown(path, 65534, 65534)
-        imports = "from repro import source; from repro.errors import BadInputError"
+        imports = "from repro.code import source; from repro.errors import BadInputError"
         done = as_nobody(imports, CAPTURE, root)
         assert "`git add` failed" in done.stdout, done.stderr
         assert "locked" in done.stdout

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from repro import source
+from repro.code import source
 from repro.errors import BadInputError, RefusedError
 from tests.conftest import commit
 

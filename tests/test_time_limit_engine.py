@@ -14,15 +14,15 @@ from typing import Any
 
 import pytest
 
-from repro import plan as planning
 from repro import runner
-from repro.engine import ContainerSpec, Engine, Mount
+from repro.engines.engine import ContainerSpec, Engine, Mount
+from repro.engines.refusal import STARTER, CommandNotFoundError
 from repro.experiment import Resources, RunSecret
-from repro.keeping import INIT_REFUSAL
-from repro.plan import INSIDE, SECRETS, start_command
 from repro.project import Project
 from repro.record import RunFolder
-from repro.refusal import STARTER, CommandNotFoundError
+from repro.running import plan as planning
+from repro.running.keeping import INIT_REFUSAL
+from repro.running.plan import INSIDE, SECRETS, start_command
 from tests.conftest import script
 from tests.debian import fetched
 from tests.test_ends_engine import Repro, planned

@@ -21,11 +21,8 @@ import msgspec
 import pytest
 from filelock import FileLock
 
-from repro import keeping, store, tracking, view
 from repro.errors import BadInputError, EnvironmentUnfitError
 from repro.project import Project
-from repro.publication import Publication
-from repro.publisher import POLL, Task, connect
 from repro.record import (
     Code,
     DatasetUsed,
@@ -39,7 +36,11 @@ from repro.record import (
     RunFolder,
     Started,
 )
-from repro.tracking import Follower, Order
+from repro.running import keeping
+from repro.tracking import store, tracking, view
+from repro.tracking.publication import Publication
+from repro.tracking.publisher import POLL, Task, connect
+from repro.tracking.tracking import Follower, Order
 from tests.tracking_servers import free_port, server, until
 
 DEFAULT = "default"
@@ -221,7 +222,7 @@ def test_without_mlflow_the_state_of_a_run_is_told(tmp_path: Path) -> None:
 
 
 def test_what_the_user_runs_imports_no_mlflow() -> None:
-    code = "import sys, repro.tracking, repro.ui, repro.publication; sys.exit('mlflow' in sys.modules)"
+    code = "import sys, repro.tracking.tracking, repro.verbs.ui, repro.tracking.publication; sys.exit('mlflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -238,7 +239,7 @@ def test_a_missing_store_is_made_with_its_default_artifacts_beside_it(tmp_path: 
 @tracked
 def test_without_a_cache_a_store_is_made_all_the_same(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    code = f"from repro import store; store.prepare('sqlite:///{tmp_path}/mlflow.db')"
+    code = f"from repro.tracking import store; store.prepare('sqlite:///{tmp_path}/mlflow.db')"
     unwritable = {**os.environ, "REPRO_CACHE": str(tmp_path / "file" / "cache")}
     subprocess.run([sys.executable, "-c", code], env=unwritable, check=True, capture_output=True)
     store.prepare(f"sqlite:///{tmp_path}/mlflow.db")
@@ -292,8 +293,8 @@ def test_a_read_only_store_is_told_apart(tmp_path: Path) -> None:
 
 EIGHT = """
 import os, sys, time, mlflow.store.tracking.sqlalchemy_store
-from repro.publisher import Task
-from repro.tracking import Order
+from repro.tracking.publisher import Task
+from repro.tracking.tracking import Order
 ready, go = os.pipe()
 children = []
 for folder in sys.argv[1:]:

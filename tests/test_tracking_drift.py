@@ -10,10 +10,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from repro import publication
 from repro.project import Project
-from repro.publisher import connect
-from repro.tracking import Follower
+from repro.tracking import publication
+from repro.tracking.publisher import connect
+from repro.tracking.tracking import Follower
 from tests.test_tracking import Run, client, follower, free_port, project, server, sync, the, until  # noqa: F401
 
 pytestmark = pytest.mark.tracking

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from repro import tracking
 from repro.project import Project
-from repro.publisher import connect
-from repro.tracking import Follower
+from repro.tracking import tracking
+from repro.tracking.publisher import connect
+from repro.tracking.tracking import Follower
 from tests.test_tracking import Run, artifacts, expected, follower, points, project, runs, sqlite, sync, the  # noqa: F401
 from tests.tracking_servers import Door, answering, free_port, server, until
 
@@ -45,7 +45,7 @@ def door() -> Iterator[Door]:
 @pytest.fixture
 def publisher(project: Project) -> Iterator[Follower]:
     """A publisher that never can import mlflow."""
-    code = "import sys; sys.modules['mlflow'] = None; from repro import publisher; publisher.main()"
+    code = "import sys; sys.modules['mlflow'] = None; from repro.tracking import publisher; publisher.main()"
     program = [sys.executable, "-c", code, "http://localhost"]
     log = project.root / "publisher.log"
     with log.open("wb") as stderr:
@@ -475,7 +475,7 @@ def test_a_large_file_needs_no_memory(tmp_path: Path, database: int) -> None:
     code = f"""
 import re
 from pathlib import Path
-from repro.publisher import connect
+from repro.tracking.publisher import connect
 client = connect("http://localhost:{database}")
 run, count = client.run({made.id!r}), 0
 def sent(part):

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from repro import journal, tracking
-from repro.delivery import Names
 from repro.project import Project
-from repro.tracking import Follower
+from repro.tracking import journal, tracking
+from repro.tracking.delivery import Names
+from repro.tracking.tracking import Follower
 from tests.test_tracking import Run, client, expected, follower, points, project, sync, the  # noqa: F401
 from tests.tracking_servers import until
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from repro.engine import connect
-from repro.keeping import BOOT
+from repro.engines.engine import connect
 from repro.project import Project
 from repro.record import Ended, RunFolder
+from repro.running.keeping import BOOT
 from tests.conftest import script
 from tests.second_engine import require_root, second_engine
 from tests.test_life_engine import ENTRY, QUIET, killed, run_detached

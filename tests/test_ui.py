@@ -13,16 +13,16 @@ from urllib.request import urlopen
 
 import pytest
 
-from repro import ui
 from repro.errors import EnvironmentUnfitError
 from repro.project import Project
-from repro.tracking import Follower
+from repro.tracking.tracking import Follower
+from repro.verbs import ui
 from tests.test_tracking import Run, follower, project, sync  # noqa: F401 - two are fixtures
 
 HOLD = """
 import sys
 from pathlib import Path
-from repro import ui
+from repro.verbs import ui
 from repro.project import Project
 project = Project(Path(sys.argv[1]))
 site = ui.start(sys.argv[2], project, lambda line: None)

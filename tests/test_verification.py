@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from repro import verification
-from repro.sameness import Difference, LayerDifference
-from repro.verification import Verification
+from repro.images import verification
+from repro.images.sameness import Difference, LayerDifference
+from repro.images.verification import Verification
 
 SAME = Verification(
     tag="my-tf:0123456789abcdef",

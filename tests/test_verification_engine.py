@@ -14,12 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from repro import assembly, image
-from repro.assembly import FromHost
-from repro.engine import Engine
+from repro import image
+from repro.engines.engine import Engine
 from repro.experiment import ImageConfig
 from repro.project import Project
-from repro.spec import ImageSpec
+from repro.recipe import assembly
+from repro.recipe.assembly import FromHost
+from repro.recipe.spec import ImageSpec
 
 pytestmark = pytest.mark.engine
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from repro import view
 from repro.project import Project
 from repro.record import Code, End
+from repro.tracking import view
 from tests.test_tracking import ended, record
 
 RUN = "20260102-030405-toy-000001"

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from repro import store
+from repro.tracking import store
 
 
 def until(condition: Callable[[], Any], seconds: float = 30) -> Any:

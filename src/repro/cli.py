@@ -13,12 +13,13 @@ from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
-from repro import __version__, imaging, life, locking, report
+from repro import __version__, report
 from repro.display import Display, guarded
 from repro.errors import BadInputError, ExitCode
-from repro.lookup import find
 from repro.project import Project
 from repro.record import folders
+from repro.tracking.lookup import find
+from repro.verbs import imaging, life, locking
 
 
 def entry() -> None:
@@ -90,7 +91,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _true_again(display: Display) -> None:
     """Take over what commands that were killed have left, before anybody reads of it."""
-    from repro import sweep
+    from repro.running import sweep
 
     with contextlib.suppress(BadInputError, OSError):
         sweep.settle(sweep.at_start(Project.find(Path.cwd()), display.notice))
@@ -139,7 +140,8 @@ def runs(args: argparse.Namespace, display: Display) -> int:
 
 def show(args: argparse.Namespace, _display: Display) -> int:
     """One run."""
-    from repro import inventory, journal, tracking
+    from repro.images import inventory
+    from repro.tracking import journal, tracking
 
     record, folder = find(Project.find(Path.cwd()), args.run)
     if args.json:
@@ -153,7 +155,7 @@ def show(args: argparse.Namespace, _display: Display) -> int:
 
 def sync(args: argparse.Namespace, display: Display) -> int:
     """MLflow, brought up to date from the run folders; a run that is there already is left as it is."""
-    from repro import tracking
+    from repro.tracking import tracking
 
     project = Project.find(Path.cwd())
     wanted = [find(project, args.run)[1]] if args.run else folders(project.runs)
@@ -179,8 +181,9 @@ def sync(args: argparse.Namespace, display: Display) -> int:
 
 def ui(args: argparse.Namespace, display: Display) -> int:
     """MLflow's pages on the project's store, until Ctrl-C."""
-    from repro import config, tracking
-    from repro import ui as pages
+    from repro import config
+    from repro.tracking import tracking
+    from repro.verbs import ui as pages
 
     project = Project.find(Path.cwd())
     recorded = folders(project.runs)
@@ -198,7 +201,7 @@ def ui(args: argparse.Namespace, display: Display) -> int:
 
 def doctor(args: argparse.Namespace, _display: Display) -> int:
     """What this machine can do; the exit code says whether a run is possible."""
-    from repro import doctor as examination
+    from repro.verbs import doctor as examination
 
     project = Project.find(Path.cwd())
     findings = examination.examine(project)

@@ -11,15 +11,17 @@ from pathlib import Path
 
 import msgspec
 
-from repro import assembly, builder, context, inputs, registry, repodigest
-from repro import base as bases
-from repro.assembly import FromHost
-from repro.engine import Engine
+from repro.build import builder, context
+from repro.engines import registry, repodigest
+from repro.engines.engine import Engine
+from repro.engines.imagefacts import ImageFacts
 from repro.errors import EngineUnreachableError, EnvironmentUnfitError
 from repro.experiment import Value
-from repro.imagefacts import ImageFacts
 from repro.project import cache_folder, user_name
-from repro.spec import ImageSpec
+from repro.recipe import assembly, inputs
+from repro.recipe import base as bases
+from repro.recipe.assembly import FromHost
+from repro.recipe.spec import ImageSpec
 
 SPEC_LABEL = "repro.spec"
 BASE_LABEL = "repro.base"

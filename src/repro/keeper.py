@@ -13,14 +13,15 @@ import time
 from datetime import datetime, timezone
 from pathlib import Path
 
-from repro import lease, runner
-from repro.engine import Engine, connect
+from repro import runner
+from repro.engines.engine import Engine, connect
 from repro.errors import EngineUnreachableError, ReproError
-from repro.keeping import Absence, Keeper, release
-from repro.lease import Lease
 from repro.project import Project
 from repro.record import Record, RunFolder
-from repro.tracking import SYNC_SECONDS, Follower
+from repro.running import lease
+from repro.running.keeping import Absence, Keeper, release
+from repro.running.lease import Lease
+from repro.tracking.tracking import SYNC_SECONDS, Follower
 
 PATIENCE = 7 * 86400.0  # seconds for which an engine may be away; any command starts another one of us afterwards
 LEASE_SECONDS = 2.0  # who asks whether a lease is held holds it for a moment, too

@@ -12,14 +12,14 @@ from typing import Any
 
 import msgspec
 
-from repro import context
+from repro.build import context
 from repro.errors import BadInputError, EnvironmentUnfitError, RefusedError
 from repro.experiment import BuildConfig, ImageConfig, Value
 from repro.image import Image
 from repro.project import Project, cache_folder
-from repro.pylock import Target
+from repro.recipe.pylock import Target
+from repro.recipe.spec import ImageSpec, LockedPackages
 from repro.record import write_atomic
-from repro.spec import ImageSpec, LockedPackages
 
 VERSION = 2
 HEADER = "# Written by `repro lock` and `repro rebuild`; commit it. `repro run --locked` refuses what does not match.\n"

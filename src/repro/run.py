@@ -16,38 +16,28 @@ from pathlib import Path
 
 import msgspec
 
-from repro import (
-    config,
-    floating,
-    guard,
-    housekeeping,
-    image,
-    inputs,
-    journal,
-    keeping,
-    ledger,
-    life,
-    lockfile,
-    report,
-    runner,
-    secretsfolder,
-    secretsources,
-    source,
-    sweep,
-)
-from repro import plan as planning
-from repro.answers import EngineFacts
+from repro import config, guard, image, lockfile, report, runner
+from repro.cleaning import housekeeping
+from repro.code import source
 from repro.display import Display, guarded
-from repro.engine import Engine, connect
+from repro.engines.answers import EngineFacts
+from repro.engines.engine import Engine, connect
 from repro.errors import BadInputError, EnvironmentUnfitError, ExitCode, ReproError
 from repro.experiment import BuildConfig, Experiment, ImageConfig
 from repro.image import Image
-from repro.making import Making
+from repro.images import ledger
+from repro.images.making import Making
 from repro.project import Project, cache_folder, ignored_folder, user_name
+from repro.recipe import floating, inputs
+from repro.recipe.spec import ImageSpec
 from repro.record import DatasetUsed, End, ImageUsed, Record, RunFolder
-from repro.spec import ImageSpec
-from repro.tracking import Follower, resolve_uri
-from repro.tracking import status as tracking_status
+from repro.running import keeping, sweep
+from repro.running import plan as planning
+from repro.secrets import secretsfolder, secretsources
+from repro.tracking import journal
+from repro.tracking.tracking import Follower, resolve_uri
+from repro.tracking.tracking import status as tracking_status
+from repro.verbs import life
 
 FRAMEWORK_GPUS = "framework_gpus"  # a tag that `repro_run.seed()` sets
 

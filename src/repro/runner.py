@@ -13,16 +13,17 @@ from pathlib import Path
 
 import msgspec
 
-from repro import lease, ownership, secretsfolder, terminal
-from repro.answers import Found
-from repro.engine import ContainerSpec, Engine
+from repro.engines.answers import Found
+from repro.engines.engine import ContainerSpec, Engine
+from repro.engines.refusal import GpuRefusedError
 from repro.errors import BadInputError, EnvironmentUnfitError, ReproError
-from repro.keeping import CTRL_C, Keeper, ask_to_stop, boot, discard, stop_request
-from repro.lease import Lease
-from repro.plan import Plan, gpus_text, start_command
 from repro.project import Project
 from repro.record import Record, RunFolder, Started
-from repro.refusal import GpuRefusedError
+from repro.running import lease, ownership, terminal
+from repro.running.keeping import CTRL_C, Keeper, ask_to_stop, boot, discard, stop_request
+from repro.running.lease import Lease
+from repro.running.plan import Plan, gpus_text, start_command
+from repro.secrets import secretsfolder
 
 CREATE_SECONDS = 3.0  # that an engine takes to make a container for somebody who has stopped listening
 

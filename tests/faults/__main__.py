@@ -14,8 +14,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from repro import base
-from repro.engine import connect
+from repro.engines.engine import connect
+from repro.recipe import base
 from tests.engine_fixtures import RECIPE
 from tests.faults.cases import FAULTS, cases
 from tests.faults.suite import run, summary, table

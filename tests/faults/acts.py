@@ -19,7 +19,7 @@ from typing import Any
 from tests.faults.cases import Case
 from tests.faults.stage import Stage, Terminal
 
-KEEPER, PUBLISHER = "repro.keeper", "repro.publisher"
+KEEPER, PUBLISHER = "repro.keeper", "repro.tracking.publisher"
 LOCKER = """
 import sqlite3, sys, time
 store = sqlite3.connect(sys.argv[1], timeout=30, isolation_level=None)

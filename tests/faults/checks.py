@@ -12,8 +12,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from repro.keeping import stop_request
 from repro.record import End, Ended, Record, RunFolder
+from repro.running.keeping import stop_request
 from tests.faults.cases import FAULTS, FULL, HANDS, INTERRUPTED, OWN, STOPPED
 from tests.faults.stage import Stage
 from tests.faults.trial import Trial

@@ -1,0 +1,1 @@
+"""What may go, and what its going would make impossible."""

@@ -1,0 +1,1 @@
+"""Containers and registries: what is asked of an engine, and what it answers."""

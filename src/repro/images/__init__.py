@@ -1,0 +1,1 @@
+"""What came out of a recipe: inventory, archives, registries, and whether two are the same."""

@@ -1,0 +1,1 @@
+"""A container's life: plan, limits, keeping, and its true end."""

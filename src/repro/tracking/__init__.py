@@ -1,0 +1,1 @@
+"""Runs in MLflow: the journal's story, a client, and a process that publishes."""
