@@ -222,7 +222,8 @@ def test_without_mlflow_the_state_of_a_run_is_told(tmp_path: Path) -> None:
 
 
 def test_what_the_user_runs_imports_no_mlflow() -> None:
-    code = "import sys, repro.tracking.tracking, repro.verbs.ui, repro.tracking.publication; sys.exit('mlflow' in sys.modules)"
+    modules = "repro.tracking.tracking, repro.verbs.ui, repro.tracking.publication"
+    code = f"import sys, {modules}; sys.exit('mlflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
