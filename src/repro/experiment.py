@@ -94,6 +94,8 @@ class Outputs(Value, frozen=True, kw_only=True):
 
     ignore: tuple[str, ...] = ()  # patterns as in a .gitignore: files that stay, and are neither listed nor in MLflow
     limit: Positive | None = None  # of outputs, journal and log together
+    by_products: tuple[str, ...] = ()  # patterns: files that may differ between two runs that are the same
+    by_product_metrics: tuple[str, ...] = ()  # patterns as in a shell: metrics that may, as a time does
 
 
 class Tracking(Value, frozen=True, kw_only=True):

@@ -15,7 +15,7 @@ import msgspec
 from repro import printable
 from repro.errors import BadInputError
 from repro.experiment import Outputs, Value
-from repro.record import FileUsed, Planned, shown
+from repro.record import OutputFile, Planned, shown
 
 BLOCK = 1 << 20  # bytes
 HOLES = 16 << 30  # bytes of nothing in a file, as a program can make them without end; reading them takes real time
@@ -26,7 +26,7 @@ SAY_SECONDS = 10.0
 class Listing(Value, frozen=True, kw_only=True):
     """The regular files of a folder, sorted by path, and what is not among them."""
 
-    files: tuple[FileUsed, ...] = ()
+    files: tuple[OutputFile, ...] = ()
     unread: tuple[str, ...] = ()  # paths of what cannot be read, is nothing but holes, or lies too deep
     ignored: int = 0  # files that the patterns keep out
 
@@ -49,7 +49,7 @@ def of(folder: Path, ignore: Sequence[str] = (), say: Callable[[str], None] = la
     """Every regular file below `folder` that no pattern of `ignore` fits; `say` is told where a long listing is."""
     progress = _Progress(say)
     unread: list[str] = []
-    files: list[FileUsed] = []
+    files: list[OutputFile] = []
     ignored = 0
     fits = matcher(ignore)
     for path, name in sorted(walk(folder, lambda name: unread.append(shown(name)))):
@@ -59,7 +59,7 @@ def of(folder: Path, ignore: Sequence[str] = (), say: Callable[[str], None] = la
         try:
             with opened(path) as file:
                 size = os.fstat(file.fileno()).st_size
-                files.append(FileUsed(path=shown(name), size=size, sha256=sha256(file, progress.read)))
+                files.append(OutputFile(path=shown(name), size=size, sha256=sha256(file, progress.read)))
         except OSError:
             unread.append(shown(name))
         progress.files += 1

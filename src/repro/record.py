@@ -10,7 +10,7 @@ from datetime import datetime
 from enum import Enum
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -76,6 +76,38 @@ class FileUsed(Value, frozen=True, kw_only=True):
     sha256: str
 
 
+class Canonical(Value, frozen=True, kw_only=True):
+    """What is left of a file when everything is taken out that does not belong to its meaning."""
+
+    stabilizer: str  # name@version of the function that took it out
+    sha256: str
+
+
+class OutputFile(FileUsed, frozen=True, kw_only=True):
+    """A file that a run has made."""
+
+    role: Literal["result", "by-product"] = "result"  # a by-product may differ from run to run
+    canonical: Canonical | None = None  # None: no stabilizer knows this kind of file, or cannot read this one
+
+
+class Series(Value, frozen=True, kw_only=True):
+    """All points of one metric. Floats are written as Python's `float.hex` does: exactly."""
+
+    name: str
+    count: int
+    last: str  # the value of the point with the highest step, the last one logged of these
+    sha256: str  # over the lines `STEP HEX\\n`, sorted by step, those of one step in the order of logging
+    role: Literal["result", "by-product"] = "result"
+
+
+class Fingerprint(Value, frozen=True, kw_only=True):
+    """What an experiment was like at one moment, in a few words, so that two runs can be compared moment by moment."""
+
+    at: str  # init, batch 1, epoch 3, or what the experiment calls it; unique within a run
+    digests: dict[str, str]  # sha256 of weights, of a batch, ...
+    values: dict[str, str]  # losses and metrics, as `float.hex` writes them
+
+
 class DatasetUsed(Value, frozen=True, kw_only=True):
     """A dataset as it was mounted. `digest` is the sha256 over its sorted (sha256, path) lines."""
 
@@ -85,8 +117,18 @@ class DatasetUsed(Value, frozen=True, kw_only=True):
     folder: str  # on the host that ran it
 
 
+class Gpu(Value, frozen=True, kw_only=True):
+    """A GPU of the machine that the engine runs on."""
+
+    name: str
+    uuid: str
+    architecture: str  # compute capability, as 9.0
+    memory: int  # bytes
+    driver: str  # version
+
+
 class Host(Value, frozen=True, kw_only=True):
-    """The machine that the engine runs on."""
+    """The machine that the engine runs on. What cannot be known from here (it may be another machine) is empty."""
 
     name: str
     user: str
@@ -94,6 +136,11 @@ class Host(Value, frozen=True, kw_only=True):
     cpus: int
     memory: int  # bytes
     engine: str  # name, version, store
+    architecture: str = ""  # x86_64, aarch64
+    kernel: str = ""
+    cpu: str = ""  # model
+    cpu_flags: tuple[str, ...] = ()  # instruction sets and other abilities, sorted, as Linux names them
+    gpus: tuple[Gpu, ...] = ()
 
 
 class Planned(Value, frozen=True, kw_only=True):
@@ -120,6 +167,10 @@ class Planned(Value, frozen=True, kw_only=True):
     tracking_uri: str | None  # None: tracking is off
     tracking_experiment: str
     notices: tuple[str, ...] = ()  # what the user was told (floating base, ...)
+    code_prefix: str = ""  # of the project inside its repository; "" at its top
+    run_key: str = ""  # sha256 over all that goes in; "" in records of earlier versions
+    reproduces: str | None = None  # the run that this one executes again
+    repeats: str | None = None  # the first of the runs that `--repeat` made
 
 
 class Started(Value, frozen=True, kw_only=True):
@@ -149,7 +200,10 @@ class Ended(Value, frozen=True, kw_only=True):
     end: End
     exit_code: int | None
     reason: str  # one sentence for a person
-    outputs: tuple[FileUsed, ...]
+    outputs: tuple[OutputFile, ...]
+    metrics: tuple[Series, ...] = ()
+    trace: tuple[Fingerprint, ...] = ()  # in the order of their happening
+    result: str = ""  # sha256 over what came out and is no by-product; "" in records of earlier versions
     ignored: int = 0  # files of the outputs that `outputs.ignore` kept out of the list
     peaks: Peaks | None = None  # None: nobody could look, or the record is of an earlier version
 
@@ -186,6 +240,9 @@ class RunFolder:
         self.journal = path / "journal"
         self.resources = path / "resources.jsonl"  # what the run used, in the journal's format; written by us alone
         self.diff = path / "uncommitted.diff.txt"
+        self.verification = path / "verification.json"  # of a run that reproduces another: how it went
+        self.verifications = path / "verifications"  # of this run, by others: the same files, by the other's id
+        self.archive = path / "archive"  # of an imported run: the only copies of what its bundle held
         self.tracking = path / "tracking.json"  # where MLflow has got to; written by `tracking` alone
         self.ignore = path / ".gitignore"  # of a folder that the user chose, perhaps inside their repository
         self.reserve = path / ".reserve"  # room for the last record on a disk that the run has filled
