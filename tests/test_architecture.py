@@ -28,9 +28,10 @@ ROOMS = (
     ("tracking", "story journal store view tracking client sdkclient restclient delivery nested upload faults"),
     ("tracking", "publication publisher lookup"),
     ("compare", "sides tolerance leaves intervals points filing metrics comparing"),
+    ("compare", "trace coding layers explanation differences wording plots pages"),
     ("", "keeper"),
     ("cleaning", "pins housekeeping leftovers reaping pruning"),
-    ("verbs", "findings enginecheck doctor ui imaging locking life"),
+    ("verbs", "findings enginecheck doctor ui imaging locking life comparing"),
     ("", "run cli"),
 )
 LAYERS = [f"{room}.{module}".lstrip(".") for room, modules in ROOMS for module in modules.split()]
@@ -46,11 +47,12 @@ DOORS = {
     "mlflow": {"tracking.store", "tracking.sdkclient", "tracking.publisher", "verbs.ui"},
     "pathspec": {"manifest"},
     "scipy": {"compare.intervals"},
+    "matplotlib": {"compare.plots"},
     "pynvml": {"running.nvidia"},
 }
 
 LAZY = {"cyclonedx", "docker", "git", "hydra", "omegaconf", "mlflow", "rich", "pooch", "requests", "urllib3"}  # slow
-LAZY |= {"pathspec", "pynvml"}
+LAZY |= {"pathspec", "pynvml", "scipy", "matplotlib", "numpy"}
 
 MODULE_LINES = 450
 FUNCTION_LINES = 60  # without the docstring
