@@ -19,7 +19,8 @@ __all__ = ["Side", "compare", "pairs"]
 
 # time, machine and process are in the names of TensorBoard's event files
 EVENTS = re.compile(r"(?P<folder>(?:.*/)?)(?P<begin>[^/]*tfevents)\.\d+\.[^/]*?(?P<end>(?:\.v2|\.profile-empty)?)")
-UNLISTED = "are not listed"  # what the reason of a run's end says of outputs that nobody could read
+# what the reason of a run's end says of outputs that nobody could read, and of metrics that were too many
+UNTOLD = ("are not listed", "not in this record")
 
 
 def compare(before: Side, after: Side, tolerance: Tolerance | None = None, others: Sequence[Side] = ()) -> Verdict:
@@ -76,14 +77,20 @@ def _end(before: Record, after: Record) -> Compared:
 
 
 def _unlisted(before: Record, after: Record) -> Iterator[Compared]:
-    """Outputs that nobody could read may be anything."""
+    """Results that nobody could read may be anything."""
     reasons = [
-        record.ended.reason if record.ended and UNLISTED in record.ended.reason else "" for record in (before, after)
+        record.ended.reason if record.ended and any(words in record.ended.reason for words in UNTOLD) else ""
+        for record in (before, after)
     ]
     if any(reasons):
-        remark = "there are outputs that could not be read, so nobody can compare them"
+        remark = "there is more than the record could hold, so nobody can compare it"
         yield Compared(
-            kind="file", name="outputs", level=Level.DIFFERENT, before=reasons[0], after=reasons[1], remark=remark
+            kind="file",
+            name="what is not in the record",
+            level=Level.DIFFERENT,
+            before=reasons[0],
+            after=reasons[1],
+            remark=remark,
         )
 
 

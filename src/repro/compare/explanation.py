@@ -14,13 +14,23 @@ from repro.record import End, Record
 from repro.verdict import Level, Verdict
 
 NAMED = 3  # further causes in the line
+SHORT = 48  # characters of a value
 # which kinds of differences are the likelier causes of what was seen first
 START = ("seed", "code", "config", "packages", "image", "environment", "data", "threads", "gpus", "cpu", "host")
 ORDER = ("data", "seed", "code", "config", "packages", "image", "environment", "threads", "gpus", "cpu", "host")
 STEPS = ("code", "config", "packages", "image", "threads", "gpus", "cpu", "environment", "data", "seed", "host")
 ANY = ("seed", "code", "config", "data", "packages", "image", "threads", "environment", "gpus", "cpu", "host")
 RANKS = {Stage.INIT: START, Stage.ORDER: ORDER, Stage.FIRST: STEPS, Stage.LATER: STEPS, Stage.END: ANY}
-GROUPS = {"packages": "the packages of the image", "image": "the image", "data": "the data", "threads": "threads"}
+WORDS = {
+    "seed": "the seed",
+    "threads": "the threads",
+    "data": "the data",
+    "packages": "the image's packages",
+    "image": "the image",
+    "cpu": "the processor",
+    "gpus": "the GPUs",
+    "host": "the machine",
+}
 
 
 def causes(layers: Sequence[Layer], divergence: Divergence | None) -> list[Difference]:
@@ -34,50 +44,41 @@ def explain(
     verdict: Verdict, layers: Sequence[Layer], divergence: Divergence | None, before: Record, after: Record
 ) -> str:
     """The line."""
+    found = causes(layers, divergence)
     if incomplete := _incomplete(before, after):
-        return _with_causes(incomplete, layers, divergence)
+        return f"{incomplete}, so there is no whole result to compare{_because(found)}"
     if verdict.explanation:  # there was nothing to compare
         return verdict.explanation
     if verdict.level >= Level.STABILIZED:
         return _same(verdict, layers, divergence)
-    return _differ(verdict, layers, divergence, before, after)
+    what = {
+        Level.TOLERANCE: "the results are inside the tolerance and not the same to the byte",
+        Level.STATISTICAL: "the results are inside the interval of the original's repeats and not the same to the byte",
+    }.get(verdict.level, "the results differ")
+    return f"{_differ(what, layers, found, before, after)}{_seen(divergence, before, found)}"
 
 
 def _same(verdict: Verdict, layers: Sequence[Layer], divergence: Divergence | None) -> str:
-    how = "to the byte" if verdict.level is Level.BYTES else "after the stabilizers named above"
+    how = "to the byte" if verdict.level is Level.BYTES else "after the named stabilizers"
     line = f"the results are the same {how}"
     if differing := [layer.name for layer in layers if layer.differences]:
         line += f", although there are differences in {_listed(differing)}"
-    if divergence:
-        line += f"; on the way there the runs differed at {divergence}"
-    return line
+    return f"{line}; on the way there the runs differed at {divergence}" if divergence else line
 
 
-def _differ(
-    verdict: Verdict, layers: Sequence[Layer], divergence: Divergence | None, before: Record, after: Record
-) -> str:
-    what = {
-        Level.TOLERANCE: "the results are inside the tolerance, not the same to the byte",
-        Level.STATISTICAL: "the results are inside the interval of the original's repeats, not the same to the byte",
-    }.get(verdict.level, "the results differ")
-    seen = _seen(divergence)
+def _differ(what: str, layers: Sequence[Layer], found: Sequence[Difference], before: Record, after: Record) -> str:
     keys = before.planned.run_key, after.planned.run_key
-    same_key = all(keys) and keys[0] == keys[1]
-    found = causes(layers, divergence)
-    if found and (found[0].weight is Weight.LIKELY or not same_key):
-        return _with_causes(f"{what}{seen}", layers, divergence)
-    if found:
-        machine = f"non-determinism, or {_listed(_grouped(found))}"
-        return f"everything that went in is the same, and {what}{seen}: {machine}. {_hint(divergence, before)}"
-    if same_key and any(layer.unknown for layer in layers):
-        unknown = "; ".join(layer.unknown for layer in layers if layer.unknown)
-        return f"everything that went in is the same, and {what}{seen}: non-determinism, or another machine ({unknown})"
-    if same_key:
-        proven = "proven non-determinism: everything that went in is the same"
-        return f"{proven}, and {what}{seen}. {_hint(divergence, before)}"
+    same = all(keys) and keys[0] == keys[1]
+    if found and (found[0].weight is Weight.LIKELY or not same):
+        return f"{what}{_because(found)}"
+    if same:
+        machine = _listed(_grouped(found)) or "; ".join(layer.unknown for layer in layers if layer.unknown)
+        if machine:
+            return f"everything that went in is the same, and {what}: non-determinism, or the machine ({machine})"
+        return f"proven non-determinism: everything that went in is the same, and {what}"
     if all(keys):
-        return f"{what}{seen}; of what went in, nothing was found that can explain it"
-    return f"{what}{seen}; nothing that these records tell of what went in differs: non-determinism, as far as is known"
+        return f"{what}, and nothing was found in what went in that can explain it"
+    return f"{what}, and nothing that these records tell of what went in differs: non-determinism, as far as is known"
 
 
 def _incomplete(before: Record, after: Record) -> str:
@@ -87,20 +88,20 @@ def _incomplete(before: Record, after: Record) -> str:
         if record.ended is None:
             told.append(f"{record.planned.run} is not over")
         elif record.ended.end is not End.FINISHED:
-            told.append(f"{record.planned.run} {record.ended.end.value} ({record.ended.reason})")
+            told.append(f"{record.planned.run} did not finish ({record.ended.end.value}: {record.ended.reason})")
     return " and ".join(told)
 
 
-def _with_causes(line: str, layers: Sequence[Layer], divergence: Divergence | None) -> str:
-    found = _grouped(causes(layers, divergence))
-    if not found:
-        return line
-    first, *more = found
-    likely = f"{line}: most likely because of {first}"
+def _because(found: Sequence[Difference]) -> str:
+    told = _grouped(found)
+    if not told:
+        return ""
+    first, *more = told
+    likely = f", most likely because of {first}"
     if not more:
         return likely
-    rest = more[:NAMED] + ([f"{len(more) - NAMED} more differences"] if len(more) > NAMED else [])
-    return f"{likely}; there {'is' if len(more) == 1 else 'are'} also {_listed(rest)}"
+    rest = more[:NAMED] + ([f"{len(more) - NAMED} more"] if len(more) > NAMED else [])
+    return f"{likely}; also different: {_listed(rest)}"
 
 
 def _grouped(found: Sequence[Difference]) -> list[str]:
@@ -112,51 +113,66 @@ def _grouped(found: Sequence[Difference]) -> list[str]:
 
 
 def _cause(kind: str, differences: Sequence[Difference]) -> str:
-    first = differences[0].text
+    first, more = differences[0], len(differences) - 1
+    rest = f" and {more:,} more" if more else ""
     if kind == "code":
-        places = [place for each in differences for place in each.detail[:1] if place[:1] == "-"]
-        names = [each.what for each in differences]
-        line = places[0].partition("+")[2].partition(",")[0].strip() if places else ""
-        first = f"the code: {names[0]}" + (f":{line}" if line else "")
-        return first + (f" and {_many(len(names) - 1, 'more file')}" if len(names) > 1 else "")
-    word = {"seed": "the seed: ", "config": "the configuration: ", "environment": "the environment: "}.get(kind, "")
-    word = word or (f"{GROUPS[kind]}: " if kind in GROUPS else "the machine: ")
-    return f"{word}{first}" + (f" and {len(differences) - 1} more" if len(differences) > 1 else "")
+        place = first.detail[0] if first.detail and first.before and first.after else ""
+        line = place.partition("+")[2].partition(",")[0]
+        return first.what + (f":{line}" if line else "") + (f" and {more:,} more of the code" if more else " (code)")
+    if kind in ("seed", "threads") and first.what in ("seed", "threads"):
+        return f"{WORDS[kind]} ({_change(first)}){rest}"
+    if kind in WORDS:
+        return f"{WORDS[kind]} ({' '.join(filter(None, [first.what, _change(first)]))}{rest})"
+    return f"{first.what} ({_change(first)}){rest}"
 
 
-def _seen(divergence: Divergence | None) -> str:
-    """What the traces tell of the place where the runs part."""
+def _change(difference: Difference) -> str:
+    before, after = (
+        each and (each if len(each) <= SHORT else f"{each[: SHORT - 3]}...")
+        for each in (difference.before, difference.after)
+    )
+    if before is None:
+        return f"added {after}" if after is not None else ""
+    return f"removed {before}" if after is None else f"{before} -> {after}"
+
+
+def _seen(divergence: Divergence | None, record: Record, found: Sequence[Difference]) -> str:
+    """What the traces tell of the place where the runs part; and where nothing else explains it, what does that."""
+    hint = "" if found else f": {_hint(divergence, record)}"
     if divergence is None:
-        return ""
-    init, batch = divergence.init_same, divergence.batch_same
-    same = _listed([*(["the initial weights"] if init else []), *(["the first batch"] if batch else [])])
-    so_far = f"{same} {'are' if init else 'is'} the same" if same else ""
-    told = {
-        Stage.INIT: "from the start, the initial weights (seed, initialiser or library version)",
-        Stage.ORDER: f"in the data that were seen at {divergence.at} (their order, or the data)",
-        Stage.FIRST: f"first at {divergence.at}"
-        + (" (arithmetic: kernels, threads, processor or driver)" if init and batch else ""),
-        Stage.LATER: f"first at {divergence.at}, the same up to {divergence.same_until} (a non-deterministic operation,"
-        " or state from outside)",
-        Stage.END: f"in what was recorded on the way, at {divergence.at}",
-    }[divergence.stage]
-    return f", {told}" + (f"; {so_far}" if so_far and divergence.stage is not Stage.LATER else "")
+        return hint
+    return f". {_place(divergence)}{hint}"
+
+
+def _place(divergence: Divergence) -> str:
+    init, data = divergence.init_same, divergence.data_same
+    parts = [*(["initial weights"] if init else []), *(["data"] if data else [])]
+    same = f", with the same {_listed(parts)}" if parts else ""
+    if divergence.stage is Stage.INIT:
+        return "They differ from the start, in the initial weights"
+    if divergence.stage is Stage.ORDER:
+        if divergence.apart:
+            far = f"{divergence.apart}, too far apart for rounding"
+            return f"They differ first at {divergence.at}{same} ({far}): in the data that were seen, or their order"
+        return f"They differ first in the data that were seen at {divergence.at}, or their order{same}"
+    if divergence.stage is Stage.FIRST:
+        arithmetic = ", so it is the arithmetic that differs" if init and data else ""
+        return f"They differ first at {divergence.at}{same}{arithmetic}"
+    if divergence.stage is Stage.LATER:
+        return f"They differ first at {divergence.at}, and are the same up to {divergence.same_until}"
+    return f"Their traces part at {divergence.at}"
 
 
 def _hint(divergence: Divergence | None, record: Record) -> str:
     if record.planned.config.get("deterministic") is False:
-        return "The run was not asked to be deterministic (deterministic=false)"
+        return "the run was not asked to be deterministic"
     return {
-        Stage.INIT: "An initialiser is not seeded",
-        Stage.ORDER: "Shuffling, sampling or augmentation is not seeded",
-        Stage.FIRST: "An operation is not deterministic: look at threads and GPU kernels",
-        Stage.LATER: "An operation is not deterministic, or the run reads time, random numbers or files from outside",
-    }.get(divergence.stage if divergence else Stage.END, "A trace would tell where: repro_run.fingerprint(...)")
+        Stage.INIT: "an initialiser is not seeded",
+        Stage.ORDER: "shuffling, sampling or augmentation is not seeded",
+        Stage.FIRST: "an operation is not deterministic (threads, GPU kernels)",
+        Stage.LATER: "an operation is not deterministic, or something comes in from outside (time, random numbers)",
+    }.get(divergence.stage if divergence else Stage.END, "a trace (repro_run.fingerprint) would tell where it begins")
 
 
 def _listed(words: Sequence[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
-
-
-def _many(count: int, what: str) -> str:
-    return f"{count:,} {what}" + ("" if count == 1 else "s")

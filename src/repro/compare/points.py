@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from itertools import groupby
+from operator import itemgetter
 
 from repro.record import Record, RunFolder, Series
 from repro.tracking import journal
@@ -32,11 +34,12 @@ def of(record: Record, folder: RunFolder, series: Series) -> list[Point]:
 
 
 def read(record: Record, folder: RunFolder) -> dict[str, list[Point]]:
-    """All points by metric, those of one step in the order of logging; nothing where the journal is a flood."""
+    """All points by metric in the order of `Series`; nothing where the journal is a flood."""
     if _flood(folder):
         return {}
-    found: dict[str, list[tuple[int, int, float]]] = {}
+    writers: list[dict[str, list[Point]]] = []
     for path in journal.files(folder.journal):
+        writers.append({})
         position = journal.Position()
         while True:
             events, then = journal.read(path, position, run=record.planned.run, started=0, ended=True)
@@ -44,11 +47,20 @@ def read(record: Record, folder: RunFolder) -> dict[str, list[Point]]:
                 break
             position = then
             for point in events.metrics:
-                found.setdefault(point.key, []).append((point.step, point.timestamp, point.value))
-    return {
-        name: [(step, value) for step, _, value in sorted(points, key=lambda point: point[:2])]
-        for name, points in found.items()
-    }
+                writers[-1].setdefault(point.key, []).append((point.step, point.value))
+    names = {name for own in writers for name in own}
+    return {name: _in_order([own[name] for own in writers if name in own]) for name in sorted(names)}
+
+
+def _in_order(columns: list[list[Point]]) -> list[Point]:
+    """By step; those of one step as they were logged, and those of several writers by value."""
+    if len(columns) == 1:
+        return sorted(columns[0], key=itemgetter(0))
+    steps: dict[int, list[list[str]]] = {}
+    for column in columns:
+        for step, own in groupby(sorted(column, key=itemgetter(0)), itemgetter(0)):
+            steps.setdefault(step, []).append([value.hex() for _, value in own])
+    return [(step, float.fromhex(text)) for step in sorted(steps) for texts in sorted(steps[step]) for text in texts]
 
 
 def _flood(folder: RunFolder) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from enum import Enum
@@ -11,8 +12,8 @@ from repro.experiment import Value
 from repro.record import Fingerprint
 
 INIT = re.compile(r"(init|start|begin|before)", re.IGNORECASE)
-BATCH = re.compile(r"batch", re.IGNORECASE)
-WEIGHTS = frozenset({"weights", "model"})
+WEIGHTS = "weights"
+ROUNDING = 1e-2  # relative: other kernels and other orders of adding up give losses that are closer than this
 
 
 class Stage(str, Enum):
@@ -33,7 +34,8 @@ class Divergence(Value, frozen=True, kw_only=True):
     differs: tuple[str, ...]  # names of the digests and values that do
     same_until: str = ""  # the moment before, which is the same
     init_same: bool = False  # the trace tells that the weights at the start are
-    batch_same: bool = False  # and the first batch
+    data_same: bool = False  # and what was seen of the data before
+    apart: str = ""  # a value that is farther apart than rounding makes it, so that it was other data
 
     def __str__(self) -> str:
         what = f" ({', '.join(self.differs)})" if self.differs else ""
@@ -53,18 +55,22 @@ def first(before: Sequence[Fingerprint], after: Sequence[Fingerprint]) -> Diverg
             names = " / ".join(each.at for each in (one, other) if each)
             return _divergence(Stage.END, names, (), seen)
         else:
-            return _divergence(_stage(one, other, seen), one.at, _differing(one, other), seen)
+            stage, apart = _stage(one, other, seen)
+            return _divergence(stage, one.at, _differing(one, other), seen, apart)
     return None
 
 
-def _divergence(stage: Stage, at: str, differs: tuple[str, ...], seen: Sequence[Fingerprint]) -> Divergence:
+def _divergence(
+    stage: Stage, at: str, differs: tuple[str, ...], seen: Sequence[Fingerprint], apart: str = ""
+) -> Divergence:
     return Divergence(
         stage=stage,
         at=at,
         differs=differs,
         same_until=seen[-1].at if seen else "",
-        init_same=any(INIT.match(moment.at) and WEIGHTS & moment.digests.keys() for moment in seen),
-        batch_same=any(BATCH.search(moment.at) and moment.digests.keys() - WEIGHTS for moment in seen),
+        init_same=any(INIT.match(moment.at) and WEIGHTS in moment.digests for moment in seen),
+        data_same=any(moment.digests.keys() - {WEIGHTS} for moment in seen),
+        apart=apart,
     )
 
 
@@ -73,11 +79,28 @@ def _differing(one: Fingerprint, other: Fingerprint) -> tuple[str, ...]:
     return tuple(name for was, now in pairs for name in sorted({*was, *now}) if was.get(name) != now.get(name))
 
 
-def _stage(one: Fingerprint, other: Fingerprint, seen: Sequence[Fingerprint]) -> Stage:
-    digests = {name for name in _differing(one, other) if name in one.digests or name in other.digests}
+def _stage(one: Fingerprint, other: Fingerprint, seen: Sequence[Fingerprint]) -> tuple[Stage, str]:
+    """Where it is; and the value that tells so, where the loss of a first batch must stand for the batch."""
+    digests = {name for name in one.digests.keys() | other.digests if one.digests.get(name) != other.digests.get(name)}
     if INIT.match(one.at):
-        return Stage.INIT if WEIGHTS & digests or not digests else Stage.ORDER
-    if digests - WEIGHTS:
-        return Stage.ORDER
-    computed = [moment for moment in seen if not (INIT.match(moment.at) or BATCH.search(moment.at))]
-    return Stage.LATER if computed else Stage.FIRST
+        return (Stage.INIT if WEIGHTS in digests or not digests else Stage.ORDER), ""
+    if digests - {WEIGHTS}:
+        return Stage.ORDER, ""
+    if any(WEIGHTS in moment.digests or moment.values for moment in seen if not INIT.match(moment.at)):
+        return Stage.LATER, ""
+    started = [moment for moment in seen if INIT.match(moment.at) and WEIGHTS in moment.digests]
+    watched = any(moment.digests.keys() - {WEIGHTS} for moment in seen)
+    apart = _far_apart(one, other) if started and not watched and "batch" in one.at.lower() else ""
+    return (Stage.ORDER if apart else Stage.FIRST), apart
+
+
+def _far_apart(one: Fingerprint, other: Fingerprint) -> str:
+    """A value that rounding does not explain."""
+    for name in sorted(one.values.keys() & other.values.keys()):
+        try:
+            was, now = float.fromhex(one.values[name]), float.fromhex(other.values[name])
+        except (ValueError, OverflowError):  # an experiment has written it
+            continue
+        if math.isfinite(was) and math.isfinite(now) and abs(was - now) > ROUNDING * max(abs(was), abs(now)):
+            return f"{name} {was:.6g} -> {now:.6g}"
+    return ""
