@@ -72,7 +72,8 @@ def _differ(what: str, layers: Sequence[Layer], found: Sequence[Difference], bef
     if found and (found[0].weight is Weight.LIKELY or not same):
         return f"{what}{_because(found)}"
     if same:
-        machine = _listed(_grouped(found)) or "; ".join(layer.unknown for layer in layers if layer.unknown)
+        machine = _listed([" ".join(filter(None, [each.what, _change(each)])) for each in found])
+        machine = machine or "; ".join(layer.unknown for layer in layers if layer.unknown)
         if machine:
             return f"everything that went in is the same, and {what}: non-determinism, or the machine ({machine})"
         return f"proven non-determinism: everything that went in is the same, and {what}"
