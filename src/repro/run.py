@@ -31,7 +31,7 @@ from repro.project import Project, cache_folder, ignored_folder, user_name
 from repro.recipe import floating, inputs
 from repro.recipe.spec import ImageSpec
 from repro.record import DatasetUsed, End, ImageUsed, Record, RunFolder
-from repro.running import keeping, sweep
+from repro.running import keeping, machine, sweep
 from repro.running import plan as planning
 from repro.secrets import secretsfolder, secretsources
 from repro.tracking import journal
@@ -304,6 +304,7 @@ class Session:
             notices=tuple(notices),
             data=self.data(experiment),
             engine=self.facts,
+            machine=machine.of(self.facts, self.engine.host_url, gpus=experiment.gpus not in ("none", 0, ())),
         )
         plan = planning.decide(experiment, ingredients, self.circumstances(composed, name_suffix))
         for notice in plan.planned.notices[len(ingredients.notices) :]:  # the others have been said

@@ -19,6 +19,7 @@ from repro.errors import BadInputError
 from repro.experiment import Experiment, Resources, RunSecret, Value
 from repro.record import Code, DatasetUsed, Host, ImageUsed, Planned, RunFolder
 from repro.running import ownership
+from repro.running.machine import Machine
 from repro.secrets.secretsfolder import INSIDE as SECRETS
 
 INSIDE = Path(__file__).parents[1] / "inside"  # what we mount into every container
@@ -39,6 +40,7 @@ class Ingredients(Value, frozen=True, kw_only=True):
     inputs: dict[str, str]  # texts that the image was made from, by path
     data: tuple[DatasetUsed, ...]
     engine: EngineFacts
+    machine: Machine = Machine()
     notices: tuple[str, ...] = ()
 
 
@@ -104,7 +106,7 @@ def decide(experiment: Experiment, ingredients: Ingredients, circumstances: Circ
         code=ingredients.code,
         image=ingredients.image,
         data=ingredients.data,
-        host=_host(ingredients.engine, circumstances.user),
+        host=host(ingredients.engine, ingredients.machine, circumstances.user),
         # where the engine runs as the caller, its root is the caller, and any other user cannot write their files
         user="0:0"
         if ingredients.engine.rootless or experiment.user == "root"
@@ -269,7 +271,8 @@ def container_env(experiment: Experiment, ingredients: Ingredients, circumstance
     return defaults | experiment.env | ours
 
 
-def _host(engine: EngineFacts, user: str) -> Host:
+def host(engine: EngineFacts, machine: Machine, user: str) -> Host:
+    """What a record keeps of the machine."""
     return Host(
         name=engine.name,
         user=user,
@@ -277,6 +280,11 @@ def _host(engine: EngineFacts, user: str) -> Host:
         cpus=engine.cpus,
         memory=engine.memory,
         engine=f"{engine.product} {engine.version} ({engine.store})",
+        architecture=machine.architecture,
+        kernel=machine.kernel,
+        cpu=machine.cpu,
+        cpu_flags=machine.cpu_flags,
+        gpus=machine.gpus,
     )
 
 
