@@ -14,7 +14,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "repro"
 # A room is a folder of the library; "" is its top. A module imports only from the rooms above its own, and from what
 # stands left of it: so arrows between rooms point one way, too.
 ROOMS = (
-    ("", "errors experiment project guard scratch record printable verdict"),
+    ("", "errors experiment project guard scratch record identity printable verdict"),
     ("", "manifest report config display download data"),
     ("secrets", "masking secretsources secretsfolder"),
     ("code", "repository lfs checkout suspects source"),
@@ -23,9 +23,11 @@ ROOMS = (
     ("recipe", "base pylock spec assembly inputs explain floating"),
     ("", "image lockfile"),
     ("images", "causes sameness oci distribution resolve inventory sbom ledger predecessor making verification"),
-    ("running", "ownership plan lease ending terminal pump nvidia resources quota keeping sweep"),
+    ("tracking", "story journal"),
+    ("running", "ownership nvidia machine plan lease ending terminal pump resources quota harvest stopping keeping"),
+    ("running", "sweep"),
     ("", "runner"),
-    ("tracking", "story journal store view tracking client sdkclient restclient delivery nested upload faults"),
+    ("tracking", "store view tracking client sdkclient restclient delivery nested upload faults"),
     ("tracking", "publication publisher lookup"),
     ("compare", "sides tolerance leaves intervals points filing metrics comparing"),
     ("compare", "trace coding layers explanation differences wording plots pages"),
@@ -49,6 +51,7 @@ DOORS = {
     "scipy": {"compare.intervals"},
     "matplotlib": {"compare.plots"},
     "pynvml": {"running.nvidia"},
+    "rfc8785": {"identity"},
 }
 
 LAZY = {"cyclonedx", "docker", "git", "hydra", "omegaconf", "mlflow", "rich", "pooch", "requests", "urllib3"}  # slow
