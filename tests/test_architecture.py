@@ -15,6 +15,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "repro"
 # stands left of it: so arrows between rooms point one way, too.
 ROOMS = (
     ("", "errors experiment project guard scratch record printable verdict"),
+    ("stabilize", "form wire texts arrays hdf5 pictures pages tensorflows archives registry worker apart pairing"),
     ("", "manifest report config display download data"),
     ("secrets", "masking secretsources secretsfolder"),
     ("code", "repository lfs checkout suspects source"),
@@ -45,10 +46,13 @@ DOORS = {
     "mlflow": {"tracking.store", "tracking.sdkclient", "tracking.publisher", "verbs.ui"},
     "pathspec": {"manifest"},
     "pynvml": {"running.nvidia"},
+    "h5py": {"stabilize.hdf5"},
+    "numpy": {"stabilize.arrays", "stabilize.hdf5"},
+    "PIL": {"stabilize.pictures"},
 }
 
 LAZY = {"cyclonedx", "docker", "git", "hydra", "omegaconf", "mlflow", "rich", "pooch", "requests", "urllib3"}  # slow
-LAZY |= {"pathspec", "pynvml"}
+LAZY |= {"pathspec", "pynvml", "h5py", "numpy", "PIL"}
 
 MODULE_LINES = 450
 FUNCTION_LINES = 60  # without the docstring

@@ -291,7 +291,8 @@ class Keeper:
         interruption: KeyboardInterrupt | None = None
         try:
             end = self._drain(ending, pump, remarks)
-            listing = manifest.of(self.folder.outputs, manifest.wanted(self.record.planned).ignore, self.say)
+            wanted = manifest.wanted(self.record.planned)
+            listing = manifest.of(self.folder.outputs, wanted.ignore, self.say, by_products=wanted.by_products)
             remarks.append(listing.remark)
         except KeyboardInterrupt as error:
             remarks.append("interrupted while its outputs were listed: they are all there, but not in this record")
