@@ -15,6 +15,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "repro"
 # stands left of it: so arrows between rooms point one way, too.
 ROOMS = (
     ("", "errors experiment project guard scratch record identity printable verdict"),
+    ("stabilize", "form wire texts arrays hdf5 pictures pages tensorflows archives registry worker apart pairing"),
     ("", "manifest report config display download data"),
     ("secrets", "masking secretsources secretsfolder"),
     ("code", "repository lfs checkout suspects source"),
@@ -52,10 +53,13 @@ DOORS = {
     "matplotlib": {"compare.plots"},
     "pynvml": {"running.nvidia"},
     "rfc8785": {"identity"},
+    "h5py": {"stabilize.hdf5"},
+    "numpy": {"stabilize.arrays", "stabilize.hdf5", "compare.leaves"},
+    "PIL": {"stabilize.pictures"},
 }
 
 LAZY = {"cyclonedx", "docker", "git", "hydra", "omegaconf", "mlflow", "rich", "pooch", "requests", "urllib3"}  # slow
-LAZY |= {"pathspec", "pynvml", "scipy", "matplotlib", "numpy"}
+LAZY |= {"pathspec", "pynvml", "h5py", "numpy", "PIL", "scipy", "matplotlib"}
 
 MODULE_LINES = 450
 FUNCTION_LINES = 60  # without the docstring
