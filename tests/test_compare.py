@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -52,6 +53,21 @@ def test_another_stabilizer_or_digest_is_another_file(tmp_path: Path, after: obj
     one = made(tmp_path / "a", outputs=[output("a.zip", b"one", canonical=canonical(b"same"))])
     other = made(tmp_path / "b", outputs=[output("a.zip", b"two", canonical=after)])
     assert compare(one, other).level is Level.DIFFERENT
+
+
+def zipped(year: int, content: bytes) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr(zipfile.ZipInfo("a", (year, 1, 1, 0, 0, 0)), content)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("after", "level"), [(zipped(2001, b"x"), Level.STABILIZED), (zipped(2001, b"y"), Level.DIFFERENT)]
+)
+def test_files_are_stabilized_anew_where_the_records_do_not_tell(tmp_path: Path, after: bytes, level: Level) -> None:
+    one, other = made(tmp_path / "a", {"a.zip": zipped(2000, b"x")}), made(tmp_path / "b", {"a.zip": after})
+    assert compare(one, other).level is level
 
 
 @pytest.mark.parametrize(
@@ -271,7 +287,7 @@ def test_event_files_are_paired_by_their_time(tmp_path: Path) -> None:
     after = [output(f"tb/events.out.tfevents.{time}.other.{pid}.0.v2", b"x") for time, pid in ((90, 1), (80, 2))]
     found = [(was and was.path, now and now.path) for was, now in pairs(before, after)]
     assert found == [(before[0].path, after[1].path), (before[1].path, after[0].path)]
-    assert [now for _, now in pairs(before, after[:1])] == [None, None, after[0]]
+    assert [now for _, now in pairs(before, after[:1])] == [after[0], None]
 
 
 def test_the_metrics_of_an_older_record_are_read_from_the_journal(tmp_path: Path) -> None:

@@ -355,9 +355,9 @@ def test_a_diff_takes_less_than_a_second_with_many_files_and_points(tmp_path: Pa
         made(tmp_path / name, files, {f"m{number}": [value] * 200 for number in range(20)}, trace=TRACE)
         for name, value in (("a", 1.0), ("b", 2.0))
     ]
-    begin = time.perf_counter()
+    begin = time.process_time()  # the machine may be busy with something else
     differences.between(*sides, None)
-    assert time.perf_counter() - begin < 0.5
+    assert time.process_time() - begin < 0.5
 
 
 def test_a_diff_loads_nothing_heavy(two: Project) -> None:

@@ -185,7 +185,8 @@ def _image(was: Planned, now: Planned, before: RunFolder, after: RunFolder) -> t
     one, other = was.image, now.image
     if one.id == other.id:
         return Layer(name="lock"), Layer(name="image")
-    same_content = bool(one.content) and (one.content, one.platform) == (other.content, other.platform)
+    parts = [(each.content, each.settings, each.platform) for each in (one, other)]
+    same_content = bool(one.content) and parts[0] == parts[1]
     weight = Weight.UNLIKELY if same_content else Weight.LIKELY
     pins: list[Difference] = []
     rest: list[Difference] = []
@@ -256,6 +257,8 @@ def _environment(was: Planned, now: Planned) -> Iterator[Difference]:
     yield from _changed("network", (was.network, now.network), "environment")
     yield from _changed("user", (was.user, now.user), "environment", Weight.UNLIKELY)
     yield from _changed("repro", (was.repro, now.repro), "environment", Weight.UNLIKELY)
+    if was.helper and now.helper:
+        yield from _changed("repro's helpers", (was.helper, now.helper), "environment", Weight.UNLIKELY)
 
 
 def _host(before: Side, after: Side) -> Layer:

@@ -88,7 +88,7 @@ def _stage(one: Fingerprint, other: Fingerprint, seen: Sequence[Fingerprint]) ->
         return Stage.ORDER, ""
     if any(WEIGHTS in moment.digests or moment.values for moment in seen if not INIT.match(moment.at)):
         return Stage.LATER, ""
-    started = [moment for moment in seen if INIT.match(moment.at) and WEIGHTS in moment.digests]
+    started = any(INIT.match(moment.at) for moment in seen)
     watched = any(moment.digests.keys() - {WEIGHTS} for moment in seen)
     apart = _far_apart(one, other) if started and not watched and "batch" in one.at.lower() else ""
     return (Stage.ORDER if apart else Stage.FIRST), apart
