@@ -31,7 +31,7 @@ ROOMS = (
     ("tracking", "store view tracking client sdkclient restclient delivery nested upload faults"),
     ("tracking", "publication publisher lookup"),
     ("compare", "sides tolerance leaves intervals points filing metrics comparing"),
-    ("compare", "trace coding layers explanation differences wording plots pages"),
+    ("compare", "trace coding layers deep explanation differences wording plots pages"),
     ("", "keeper"),
     ("cleaning", "pins housekeeping leftovers reaping pruning"),
     ("verbs", "findings enginecheck doctor ui imaging locking life comparing"),

@@ -292,7 +292,7 @@ def test_a_diff_says_what_differs_and_why_and_exits_1(two: Project, repro: Repro
     done = repro("diff", "20261127-120000-toy-a", "20261127-120000-toy-b")
     assert (done.returncode, done.stderr) == (1, "")
     assert "config       seed  1 -> 2" in done.stdout
-    assert "E1  metric loss  0.25 (2) -> 0.3 (2)" in done.stdout
+    assert "E1  metric loss  0.25 (2 points) -> 0.3 (2 points)" in done.stdout
     assert done.stdout.splitlines()[-1].startswith("because      the results differ, most likely because of the seed")
 
 

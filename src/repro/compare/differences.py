@@ -30,15 +30,25 @@ def between(
     after: Side,
     root: Path | None,
     tolerance: Tolerance | None = None,
-    others: Sequence[Side] = (),
+    files: Sequence[layers.Difference] = (),
 ) -> Comparison:
-    """The whole comparison; `root` is a folder in the repository that has the code of the runs, if there is one."""
-    return of(before, after, root, comparing.compare(before, after, tolerance, others))
+    """The whole comparison; `root` is a folder in the repository that has the code of the runs, if there is one.
+
+    `files`: those of the images that differ, where somebody has looked.
+    """
+    return of(before, after, root, comparing.compare(before, after, tolerance), files)
 
 
-def of(before: Side, after: Side, root: Path | None, verdict: Verdict) -> Comparison:
+def of(
+    before: Side, after: Side, root: Path | None, verdict: Verdict, files: Sequence[layers.Difference] = ()
+) -> Comparison:
     """The same for a verdict that is there already: it comes back with its explanation."""
     found = layers.of(before, after, root)
+    if files:
+        found = tuple(
+            msgspec.structs.replace(each, differences=(*each.differences, *files)) if each.name == "image" else each
+            for each in found
+        )
     traces = [side.record.ended.trace if side.record.ended else () for side in (before, after)]
     parted = trace.first(*traces)
     line = explanation.explain(verdict, found, parted, before.record, after.record)

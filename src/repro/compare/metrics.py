@@ -35,12 +35,16 @@ def compare(before: Side, after: Side, margins: Tolerance, repeats: Sequence[Sid
 
 
 def _found(shown: Series, level: Level, one: Series | None, other: Series | None, remark: str) -> Compared:
-    told = [f"{float.fromhex(each.last):.9g} ({each.count})" if each else "" for each in (one, other)]
+    told = [_told(each, f"{float.fromhex(each.last):.9g}") if each else "" for each in (one, other)]
     if one and other and told[0] == told[1] and one.last != other.last:  # the difference is beyond what is shown
-        told = [f"{float.fromhex(each.last)!r} ({each.count})" for each in (one, other)]
+        told = [_told(each, repr(float.fromhex(each.last))) for each in (one, other)]
     return Compared(
         kind="metric", name=shown.name, level=level, role=shown.role, before=told[0], after=told[1], remark=remark
     )
+
+
+def _told(series: Series, last: str) -> str:
+    return f"{last} ({series.count:,} point{'' if series.count == 1 else 's'})"
 
 
 def _level(one: Series, other: Series) -> tuple[Level, str]:

@@ -34,7 +34,6 @@ def page(comparison: Comparison, before: Record, after: Record, curves: Sequence
         after=_run(after, "after"),
         level=_text(str(verdict.level)),
         tone=_tone(verdict.level),
-        meaning=_text(wording.MEANING[verdict.level]),
         explanation=_text(verdict.explanation),
         layers="\n".join([*map(_layer, comparison.layers), _trace(comparison)]),
         results="\n".join(_results(verdict.compared)),

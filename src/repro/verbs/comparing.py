@@ -13,6 +13,7 @@ from repro.project import Project
 from repro.verbs.imaging import Add
 
 if TYPE_CHECKING:
+    from repro.compare.layers import Difference
     from repro.compare.sides import Side
     from repro.compare.tolerance import Tolerance
 
@@ -25,6 +26,7 @@ def register(add: Add) -> None:
     command.add_argument("before", metavar="A", help=WHICH)
     command.add_argument("after", metavar="B", help="the same")
     command.add_argument("--tolerance", metavar="FILE", help="how far numbers may be apart (TOML, docs/diff.md)")
+    command.add_argument("--deep", action="store_true", help="read both images, and name the files that differ")
     command.add_argument("--html", metavar="FILE", help="write a page with the layers and plots of the metrics")
     command.add_argument("--png", metavar="FILE", help="write the plots alone")
 
@@ -39,7 +41,15 @@ def diff(args: argparse.Namespace, display: Display) -> int:
     margins = tolerance.read(Path(args.tolerance)) if args.tolerance else None
     if margins:
         _check(margins, before, after)
-    found = differences.between(before, after, project.root, margins)
+    files: tuple[Difference, ...] = ()
+    if args.deep:
+        from repro.compare import deep
+        from repro.engines.engine import connect
+
+        with display.step("images") as step:
+            files = deep.files(connect(), before.record.planned.image, after.record.planned.image, step.say)
+            step.detail = report.many(len(files), "file") + " not the same"
+    found = differences.between(before, after, project.root, margins, files)
     if args.html or args.png:
         from repro.compare import pages, plots
 
