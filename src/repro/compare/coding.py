@@ -57,7 +57,8 @@ def changes(root: Path, was: Planned, now: Planned) -> list[Change] | None:
 def _lines(root: Path, one: str, other: str, path: str) -> tuple[str, ...]:
     """The lines of a file that differ, with the places where they do."""
     options = ("-p", "-U0", "--no-color", "--no-ext-diff", "--no-textconv", "--no-renames")
-    text = repository.git(root, "diff-tree", "-r", *options, one, other, "--", f":(literal,top){path}")
+    large = ("-c", "core.bigFileThreshold=1m")  # larger files are binary ones to git, and have no lines
+    text = repository.git(root, *large, "diff-tree", "-r", *options, one, other, "--", f":(literal,top){path}")
     lines = text[: 64 << 10].decode(errors="replace").splitlines()
     first = next((number for number, line in enumerate(lines) if line.startswith("@@ ")), len(lines))
     kept = [_place(line) for line in lines[first:] if line[:1] in "+-@"]

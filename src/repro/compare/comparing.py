@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from repro.compare import filing, metrics
+from repro.compare import filing, metrics, trace
 from repro.compare.sides import Side
 from repro.compare.tolerance import Tolerance
 from repro.record import End, OutputFile, Record
@@ -32,6 +32,8 @@ def compare(before: Side, after: Side, tolerance: Tolerance | None = None, other
     compared = (_end(before.record, after.record), *_unlisted(before.record, after.record), *measured, *files)
     results = [each.level for each in compared if each.role == "result" and each.kind != "exit"]
     ends = [each.level for each in compared if each.kind == "exit"]
+    traces = (side.record.ended.trace if side.record.ended else () for side in (before, after))
+    parted = trace.first(*traces)
     # with by-products alone there is nothing that could be the same
     return Verdict(
         before=before.record.planned.run,
@@ -39,6 +41,7 @@ def compare(before: Side, after: Side, tolerance: Tolerance | None = None, other
         level=min([*results, *ends]) if results else min(Level.MISSING, *ends),
         compared=compared,
         explanation="" if results else "neither run has a result: no file that is not a by-product, no metric",
+        divergence=str(parted) if parted else "",
     )
 
 

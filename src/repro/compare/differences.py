@@ -57,7 +57,7 @@ def of(
         layers=found,
         traced=all(traces),
         divergence=parted,
-        verdict=msgspec.structs.replace(verdict, explanation=line, divergence=str(parted) if parted else ""),
+        verdict=msgspec.structs.replace(verdict, explanation=line),
         causes=tuple(each.text for each in explanation.causes(found, parted)),
         run_key="" if not all(keys) else "same" if keys[0] == keys[1] else "differs",
     )

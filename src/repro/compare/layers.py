@@ -25,10 +25,9 @@ THREAD_VARIABLES = {f"{name}_NUM_THREADS" for name in THREADS if not name.starts
 # of the environment: they name the run, or follow from the seed
 FOLLOWING = {"REPRO_RUN", "PYTHONHASHSEED"} | THREAD_VARIABLES
 # of the configuration: told by another layer, in a truer form
-ELSEWHERE = {"env", "threads", "data", "image", "build", "gpus", "resources"}
+ELSEWHERE = {"env", "threads", "data", "image", "build", "gpus", "resources", "network", "user"}
 IDLE = {"tracking", "outputs", "description"}  # decide nothing that is computed
 SELDOM = {"name", "secrets"}
-LIMITS = ("memory", "shm", "tmp", "pids", "time_limit")
 
 
 class Weight(IntEnum):
@@ -202,6 +201,8 @@ def _image(was: Planned, now: Planned, before: RunFolder, after: RunFolder) -> t
                 weight=weight,
             )
             (pins if change.input == "repro.lock" else rest).append(told)
+    if one.spec == other.spec:
+        rest += _changed("base", (one.base_resolved, other.base_resolved), "image", weight)
     if not same_content:
         rest += _packages(before, after)
     if not pins and not rest:
@@ -251,7 +252,7 @@ def _environment(was: Planned, now: Planned) -> Iterator[Difference]:
         yield from _changed(name, (was.env.get(name), now.env.get(name)), "environment")
     limits = [each.config.get("resources") or {} for each in (was, now)]
     yield from _changed("resources.cpus", (each.get("cpus") for each in limits), "threads")
-    for name in LIMITS:
+    for name in sorted({*limits[0], *limits[1]} - {"cpus"}):
         pair = (each.get(name) for each in limits)
         yield from _changed(f"resources.{name}", pair, "environment", Weight.UNLIKELY)
     yield from _changed("network", (was.network, now.network), "environment")
