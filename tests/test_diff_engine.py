@@ -155,7 +155,11 @@ def _base(bench: Bench) -> None:
 FAULTS = {
     "seed": (_seed, "because of the seed (1 -> 2)", "from the start, in the initial weights"),
     "line of code": (_line_of_code, "because of train.py:14 (code)", "first at epoch 1"),
-    "package": (_package, "because of the image's packages (dose 1.0 -> 1.1)", "first at epoch 1"),
+    "package": (
+        _package,
+        "because of the image's packages (dose 1.0 -> 1.1) from docker/Dockerfile:3",
+        "first at epoch 1",
+    ),
     "threads": (_threads, "because of the threads (2 -> 3)", "first at epoch 1"),
     "data byte": (_data_byte, "because of the data (numbers/x.txt sha256:", ""),
     "variable": (_variable, "because of PUSH (added 0.5)", "first at epoch 1"),

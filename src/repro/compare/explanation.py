@@ -34,9 +34,14 @@ WORDS = {
 
 
 def causes(layers: Sequence[Layer], divergence: Divergence | None) -> list[Difference]:
-    """What can explain other results, the likeliest first."""
+    """What can explain other results, the likeliest first.
+
+    Files of the snapshot that became configuration or image are told by these layers, where these differ.
+    """
     rank = RANKS[divergence.stage] if divergence else ANY
     found = [each for layer in layers for each in layer.differences if each.weight is not Weight.NONE]
+    if any(each.weight is Weight.LIKELY for each in found):
+        found = [each for each in found if each.kind != "code" or each.weight is Weight.LIKELY]
     return sorted(found, key=lambda each: (-each.weight, rank.index(each.kind)))
 
 
@@ -110,7 +115,12 @@ def _grouped(found: Sequence[Difference]) -> list[str]:
     told: dict[str, list[Difference]] = {}
     for each in found:
         told.setdefault(each.kind, []).append(each)
-    return [_cause(kind, differences) for kind, differences in told.items()]
+    origin = told.pop("image", []) if "packages" in told else []  # they came with it
+    causes = [_cause(kind, differences) for kind, differences in told.items()]
+    if origin:
+        at = list(told).index("packages")
+        causes[at] += f" from {origin[0].what}" + (f" and {len(origin) - 1:,} more" if len(origin) > 1 else "")
+    return causes
 
 
 def _cause(kind: str, differences: Sequence[Difference]) -> str:
