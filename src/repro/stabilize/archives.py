@@ -12,9 +12,8 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
-from repro.experiment import Value
 from repro.stabilize import arrays, hdf5, pages, pictures, texts
 from repro.stabilize.form import DEPTH, Allowance, Stabilizer, UnreadableError, attempt, digest, line, lines
 
@@ -301,7 +300,7 @@ def _gzip_header(content: bytes, place: int) -> tuple[dict[str, str], int]:
 # the table -------------------------------------------------------------------------------------------------------
 
 
-class _Archive(Value, frozen=True, kw_only=True):
+class _Archive(NamedTuple):
     """Which function unpacks which files; it is told the file's name, which says what is in a .gz."""
 
     name: str

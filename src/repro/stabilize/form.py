@@ -6,11 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable
-from typing import Annotated, Any
-
-from msgspec import Meta
-
-from repro.experiment import Name, Value
+from typing import Any, NamedTuple
 
 LIMIT = 512 << 20  # bytes of a file, and of what is unpacked from it: larger ones are compared as they are
 TEXT_LIMIT = 32 << 20  # of a file that is read word for word, which is slow
@@ -23,15 +19,15 @@ class UnreadableError(ValueError):
     """A file is not what its name says, or is more than a stabilizer can vouch for: it stays as it is."""
 
 
-class Stabilizer(Value, frozen=True, kw_only=True):
+class Stabilizer(NamedTuple):  # no Value: the process that reads outputs has to start fast, and msgspec takes its time
     """A pure function, and for which files it is meant. What it gives may depend on nothing but the bytes it gets.
 
     Whoever changes what it gives for any file raises its version. Of a file that it cannot read it raises a
     ValueError.
     """
 
-    name: Name
-    version: Annotated[int, Meta(gt=0)]
+    name: str  # letters, digits, `_ . -`
+    version: int  # 1 and up
     patterns: tuple[str, ...]  # of file names without folders, as in a shell; small and capital letters are alike
     function: Callable[[bytes], bytes]
     reason: str  # why what it takes out does not belong to the result

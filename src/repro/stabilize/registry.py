@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import functools
+import re
+from typing import TYPE_CHECKING
 
 from repro.errors import BadInputError
-from repro.record import Canonical
 from repro.stabilize import archives, tensorflows
 from repro.stabilize.form import Stabilizer, attempt, digest
+
+if TYPE_CHECKING:
+    from repro.record import Canonical
 
 GROUP = "repro.stabilizers"  # of entry points, each a Stabilizer
 LEAVES = (*archives.LEAVES, tensorflows.SAVED_MODEL, tensorflows.FINGERPRINT, tensorflows.EVENTS)
@@ -78,6 +82,8 @@ def canonical(name: str, content: bytes) -> Canonical | None:
     Raises:
         BadInputError: an entry point of another package is broken.
     """
+    from repro.record import Canonical  # not on top: the process that reads outputs has to start fast
+
     found = stabilized(name, content)
     return Canonical(stabilizer=found[1], sha256=digest(found[0])) if found else None
 
@@ -119,17 +125,18 @@ def others() -> tuple[Stabilizer, ...]:
 
 def _problem(loaded: Stabilizer, taken: set[str]) -> str:
     """Why a stabilizer cannot be used; nothing checks a value that is made in Python."""
-    import msgspec
-
-    try:
-        msgspec.convert({name: getattr(loaded, name) for name in Stabilizer.__struct_fields__}, Stabilizer)
-    except msgspec.ValidationError as error:
-        return str(error)
+    patterns = loaded.patterns
+    if not isinstance(loaded.name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}", loaded.name):
+        return f"name is {loaded.name!r}, and has to be letters, digits, `_ . -`"
     if loaded.name in taken:
         return f"the name {loaded.name} is taken"
-    if not loaded.reason.strip():
+    if type(loaded.version) is not int or loaded.version < 1:
+        return f"version is {loaded.version!r}, and has to be a whole number from 1 on"
+    if not isinstance(patterns, tuple) or not patterns or not all(isinstance(each, str) for each in patterns):
+        return f"patterns is {patterns!r}, and has to be a tuple of file names as in a shell"
+    if not isinstance(loaded.reason, str) or not loaded.reason.strip():
         return "it gives no reason why what it takes out does not belong to a result"
-    return ""
+    return "" if callable(loaded.function) else f"function is {loaded.function!r}, which cannot be called"
 
 
 def _broken(package: str, name: str, why: str) -> BadInputError:
