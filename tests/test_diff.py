@@ -315,6 +315,29 @@ def test_a_tolerance_decides_and_is_checked(two: Project, repro: Repro) -> None:
     assert (levels["loss"], levels["weights"]) == (3, 1)
 
 
+def test_a_run_is_judged_by_the_repeats_of_the_original(project: Project, repro: Repro) -> None:
+    first = "20261127-120000-toy-1"
+    values = {
+        first: 0.97,
+        "20261127-120000-toy-2": 0.971,
+        "20261127-120000-toy-3": 0.972,
+        "20261127-120000-toy-4": 0.9705,
+    }
+    sides = {
+        run: made(project.runs / run, {}, {"x": [value]}, run=run, repeats=first if run != first else None)
+        for run, value in values.items()
+    }
+    sides[first].folder.verifications.mkdir()
+    for run in (*values, "removed"):
+        (sides[first].folder.verifications / f"{run}.json").write_text("{}")
+    levels = []
+    for name, value in (("near", 0.9708), ("far", 0.9)):
+        made(project.runs / f"20261127-130000-toy-{name}", {}, {"x": [value]}, run=f"20261127-130000-toy-{name}")
+        done = repro("diff", "20261127-120000-toy-2", f"20261127-130000-toy-{name}", "--json")
+        levels.append((json.loads(done.stdout)["verdict"]["level"], done.returncode))
+    assert levels == [(2, 0), (1, 1)]
+
+
 def test_the_page_needs_nothing_else_and_escapes_what_runs_say(two: Project, repro: Repro) -> None:
     done = repro("diff", "20261127-120000-toy-a", "latest", "--html", "r.html", "--png", "r.png")
     assert done.returncode == 1, done.stderr

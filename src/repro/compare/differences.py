@@ -30,13 +30,14 @@ def between(
     after: Side,
     root: Path | None,
     tolerance: Tolerance | None = None,
+    others: Sequence[Side] = (),
     files: Sequence[layers.Difference] = (),
 ) -> Comparison:
     """The whole comparison; `root` is a folder in the repository that has the code of the runs, if there is one.
 
-    `files`: those of the images that differ, where somebody has looked.
+    `others`: further runs of what `before` was; `files`: those of the images that differ, where somebody has looked.
     """
-    return of(before, after, root, comparing.compare(before, after, tolerance), files)
+    return of(before, after, root, comparing.compare(before, after, tolerance, others), files)
 
 
 def of(

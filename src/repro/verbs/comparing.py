@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,7 +50,7 @@ def diff(args: argparse.Namespace, display: Display) -> int:
         with display.step("images") as step:
             files = deep.files(connect(), before.record.planned.image, after.record.planned.image, step.say)
             step.detail = report.many(len(files), "file") + " not the same"
-    found = differences.between(before, after, project.root, margins, files)
+    found = differences.between(before, after, project.root, margins, _repeats(project, before), files)
     if args.html or args.png:
         from repro.compare import pages, plots
 
@@ -74,6 +75,22 @@ def _side(project: Project, wanted: str) -> Side:
         return Side(record=folder.read(), folder=folder)
     record, folder = find(project, wanted)
     return Side(record=record, folder=folder)
+
+
+def _repeats(project: Project, before: Side) -> list[Side]:
+    """The other runs of the `--repeat` that a run is one of; each has left a verification with the first."""
+    from repro.compare.sides import Side
+    from repro.record import RunFolder
+
+    first = before.record.planned.repeats or before.record.planned.run
+    names = [first, *(path.stem for path in RunFolder(project.runs / first).verifications.glob("*.json"))]
+    found = []
+    for folder in (RunFolder(project.runs / name) for name in names):
+        with contextlib.suppress(BadInputError):  # it was removed
+            record = folder.read()
+            if first in (record.planned.run, record.planned.repeats):
+                found.append(Side(record=record, folder=folder))
+    return found
 
 
 def _check(margins: Tolerance, *sides: Side) -> None:
