@@ -260,6 +260,15 @@ def test_outputs_that_nobody_could_read_are_not_the_same(tmp_path: Path) -> None
     assert compare(other, other).level is Level.DIFFERENT
 
 
+def test_a_record_that_names_files_elsewhere_and_no_numbers_is_compared_with_care(tmp_path: Path) -> None:
+    (tmp_path / "secret.json").write_text("[1.0]")
+    one = made(tmp_path / "a", outputs=[output("../../secret.json", b"[1.0]")], measured=[series("x", [1.0])])
+    odd = msgspec.structs.replace(series("x", [2.0]), last="no number")
+    other = made(tmp_path / "b", outputs=[output("../../secret.json", b"[1]")], measured=[odd])
+    found = compare(one, other, Tolerance(files={"*": Margin(rel=0.5)}, metrics={"x": Margin(abs=9, last=True)}))
+    assert [each.level for each in found.compared] == [Level.BYTES, Level.DIFFERENT, Level.DIFFERENT]
+
+
 def test_by_products_are_shown_and_not_counted(tmp_path: Path) -> None:
     same = output("a", b"a")
     one = made(

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 from repro import manifest
 from repro.compare import intervals, leaves
@@ -74,10 +74,10 @@ def alone(there: OutputFile, before: OutputFile | None, after: OutputFile | None
 
 def content(outputs: Path, file: OutputFile) -> bytes | None:
     """The bytes of a file as it was recorded; None when it is gone, another one by now, or too large to be compared."""
-    if file.size > leaves.LIMIT or "\\" in file.path:
+    if file.size > leaves.LIMIT:
         return None
     try:
-        with manifest.opened(outputs / file.path) as opened:
+        with _opened(outputs, file) as opened:
             found = opened.read(file.size + 1) if file.size < leaves.LIMIT else b""
             while len(found) <= file.size and (more := opened.read(file.size + 1 - len(found))):
                 found += more
@@ -95,6 +95,13 @@ class Means:
 
     apart: Apart
     carried: bool
+
+
+def _opened(outputs: Path, file: OutputFile) -> IO[bytes]:
+    """A file of the outputs; a foreign record may name what is none of them."""
+    if file.path.startswith("/") or ".." in file.path.split("/"):
+        raise FileNotFoundError(file.path)
+    return manifest.opened(outputs / file.path)
 
 
 def compare(pair: Pair, margin: Margin | None, repeats: Sequence[Repeat], means: Means) -> Compared:
@@ -132,7 +139,7 @@ def _stabilized(pair: Pair, apart: Apart) -> str | None:
 def _canonical(outputs: Path, file: OutputFile, apart: Apart) -> Canonical | None:
     """By the stabilizer of this version, if the file is there and what was recorded."""
     try:
-        with manifest.opened(outputs / file.path) as opened:
+        with _opened(outputs, file) as opened:
             return apart.canonical(file.path, opened, file.sha256)
     except OSError:
         return None
