@@ -18,7 +18,7 @@ from repro.compare.tolerance import Margin, Tolerance
 from repro.manifest import Listing
 from repro.record import End
 from repro.verdict import Compared, Level
-from tests.runs_to_compare import canonical, made, output, series
+from tests.runs_to_compare import canonical, made, output, series, sha256
 
 FILES = {"weights.npz": b"weights", "report.txt": b"report"}
 METRICS = {"loss": [0.5, 0.25], "accuracy": [0.5, 0.75]}
@@ -151,6 +151,17 @@ def test_a_tolerance_needs_the_journal_that_was_recorded(tmp_path: Path) -> None
     one, other = made(tmp_path / "a", {}, {"loss": [0.5, 0.25]}), made(tmp_path / "b", {}, {"loss": [0.9, 0.25]})
     (other.folder.journal / "events-1.jsonl").write_bytes((one.folder.journal / "events-1.jsonl").read_bytes())
     assert compare(one, other, Tolerance(metrics={"loss": Margin(abs=0.1)})).level is Level.DIFFERENT
+
+
+def test_other_steps_are_another_curve_whatever_the_tolerance(tmp_path: Path) -> None:
+    one = made(tmp_path / "a", {}, {"loss": [0.5, 0.25]})
+    lines = f"0 {(0.5).hex()}\n2 {(0.25).hex()}\n"
+    told = msgspec.structs.replace(series("loss", [0.5, 0.25]), sha256=sha256(lines.encode()))
+    other = made(tmp_path / "b", {}, {"loss": [0.5, 0.25]}, measured=[told])
+    journal = other.folder.journal / "events-1.jsonl"
+    journal.write_text(journal.read_text().replace('"s": 1', '"s": 2'))
+    found = compare(one, other, Tolerance(metrics={"loss": Margin(abs=1)})).compared[-1]
+    assert (found.level, found.remark) == (Level.DIFFERENT, "other steps")
 
 
 # repeats ---------------------------------------------------------------------------------------------------------
