@@ -164,6 +164,9 @@ def test_other_steps_are_another_curve_whatever_the_tolerance(tmp_path: Path) ->
     assert (found.level, found.remark) == (Level.DIFFERENT, "other steps")
 
 
+CLASSES = 2**60  # that a float cannot tell from the next integer
+
+
 # repeats ---------------------------------------------------------------------------------------------------------
 
 
@@ -176,7 +179,7 @@ def repeated(tmp_path: Path) -> list[Side]:
             {
                 "weights.npz": bytes([number]),
                 "fixed.txt": b"the same",
-                "r.json": json.dumps({"accuracy": value, "classes": 10}).encode(),
+                "r.json": json.dumps({"accuracy": value, "classes": CLASSES}).encode(),
             },
             {"accuracy": [value]},
         )
@@ -184,7 +187,7 @@ def repeated(tmp_path: Path) -> list[Side]:
     ]
 
 
-def rerun(folder: Path, accuracy: float, fixed: bytes = b"the same", classes: int = 10) -> Side:
+def rerun(folder: Path, accuracy: float, fixed: bytes = b"the same", classes: int = CLASSES) -> Side:
     report = json.dumps({"accuracy": accuracy, "classes": classes}).encode()
     return made(folder, {"weights.npz": b"x", "fixed.txt": fixed, "r.json": report}, {"accuracy": [accuracy]})
 
@@ -201,7 +204,7 @@ def test_inside_the_interval_of_the_originals_repeats_is_level_2(tmp_path: Path,
     [
         lambda folder: rerun(folder, 0.98),
         lambda folder: rerun(folder, 0.9725, fixed=b"changed"),
-        lambda folder: rerun(folder, 0.9725, classes=11),
+        lambda folder: rerun(folder, 0.9725, classes=CLASSES + 1),
     ],
     ids=["outside the interval", "a file that never varied", "a number that never varied"],
 )
