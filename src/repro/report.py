@@ -41,19 +41,16 @@ def summary(record: Record, folder: RunFolder, metrics: Mapping[str, float], mlf
 
 def identities(record: Record, known: Mapping[str, Results]) -> str:
     """The further lines on one run: what went in and came out, by their names, on which machine, and its trace."""
-    host, ended = record.planned.host, record.ended
+    planned, ended = record.planned, record.ended
     rows: dict[str, str] = {
-        "run key": record.planned.run_key[:16],
+        "run key": planned.run_key[:16],
         "result": "".join(_result(record, known)),
-        "host": _host(host),
+        "host": _host(planned.host),
         "trace": _trace(ended.trace) if ended else "",
+        "again": f"of {planned.reproduces}" if planned.reproduces else "",
+        "repeats": planned.repeats or "",
     }
-    rows |= {name: text or "" for name, text in _origin(record).items()}
     return "\n".join(f"  {key:<8} {value}" for key, value in rows.items() if value)
-
-
-def _origin(record: Record) -> dict[str, str | None]:
-    return {"repeats": record.planned.repeats, "again": record.planned.reproduces}
 
 
 def _host(host: Host) -> str:
