@@ -16,7 +16,7 @@ import rfc8785
 from hypothesis import given
 from hypothesis import strategies as st
 
-from repro import determinism, identity, report
+from repro import identity, report, results
 from repro.experiment import Experiment, Outputs, Resources, RunSecret
 from repro.record import (
     Canonical,
@@ -258,7 +258,7 @@ def test_a_record_from_before_there_were_names_is_read_and_will_always_have_the_
     assert (record.planned.run_key, record.ended.result, record.planned.host.cpu) == ("", "", "")
     assert identity.record_digest(record) == "879027c5d1166ffc225db60dbbfd733a8f102138a4160153d7bc82480563a579"
     assert identity.run_key(record.planned)  # it can be computed all the same
-    assert (determinism.of([folder, folder]), "run key" in report.identities(record, {})) == ({}, False)
+    assert (results.of([folder, folder]), "run key" in report.identities(record, {})) == ({}, False)
     assert "record" in view.tags(record)
     assert "result" not in view.tags(record)
 

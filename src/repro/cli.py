@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
-from repro import __version__, determinism, report
+from repro import __version__, report, results
 from repro.display import Display, guarded
 from repro.errors import BadInputError, ExitCode
 from repro.project import Project
@@ -111,7 +111,7 @@ def runs(args: argparse.Namespace, display: Display) -> int:
             records.append(folder.read())
         except BadInputError as error:  # of another version, or damaged: no reason not to list the others
             display.notice(" ".join([error.what, *error.evidence]))
-    known = determinism.of(everything)
+    known = results.of(everything)
     if args.json:
         print(report.as_json([report.with_results(record, known) for record in records]))
         return ExitCode.OK
@@ -146,7 +146,7 @@ def show(args: argparse.Namespace, _display: Display) -> int:
     if args.json:
         print(report.as_json(record))
     else:
-        known = determinism.of(folders(project.runs))
+        known = results.of(folders(project.runs))
         inside = inventory.read(folder.packages)
         packages = f"{inside.summary}; {folder.packages}" if inside else ""
         print(report.summary(record, folder, journal.latest(folder), tracking.status(folder), packages))

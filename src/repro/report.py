@@ -11,8 +11,8 @@ from typing import Any
 import msgspec
 
 from repro import printable
-from repro.determinism import Results
 from repro.record import End, Fingerprint, Host, Record, RunFolder
+from repro.results import Results
 
 LAST_LINES = 20
 TAIL = 64 << 10  # bytes

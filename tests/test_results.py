@@ -9,9 +9,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from repro import determinism, report
-from repro.determinism import Results
+from repro import report, results
 from repro.record import End, Gpu, Record, RunFolder
+from repro.results import Results
 from tests.test_record import record
 
 GPU = Gpu(name="H100", uuid="GPU-1", architecture="9.0", memory=1, driver="570.1")
@@ -43,7 +43,7 @@ def of(root: Path, *records: Record) -> dict[str, Results]:
     for folder, each in zip(folders, records, strict=True):
         folder.path.mkdir()
         folder.write(each)
-    return dict(determinism.of(folders))
+    return dict(results.of(folders))
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_a_damaged_record_keeps_no_other_from_being_compared(tmp_path: Path) -> 
     (tmp_path / "torn").mkdir()
     RunFolder(tmp_path / "torn").record.write_text('{"planned"')
     found = of(tmp_path, made(1, "a"), made(2, "b"))
-    again = determinism.of([RunFolder(path) for path in tmp_path.iterdir()])
+    again = results.of([RunFolder(path) for path in tmp_path.iterdir()])
     assert (again, found["k" * 64].results) == (found, 2)
 
 
