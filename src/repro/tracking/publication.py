@@ -24,7 +24,7 @@ from repro.tracking.client import TrackedRun, TrackingClient, TrackingError
 from repro.tracking.delivery import Delivery, Gone, Names
 from repro.tracking.journal import Events, Note, Position
 from repro.tracking.nested import TAG, Nested, Place
-from repro.tracking.tracking import State, state, verdict
+from repro.tracking.tracking import State, outcome, state
 from repro.tracking.upload import Amount, Item, Shipment, artifacts
 
 SAVE_SECONDS = 2.0  # points sent since the last save are looked for in MLflow after a crash
@@ -163,7 +163,7 @@ class Publication:
 
     def _describe(self, record: Record) -> None:
         """Tags as far as they are known; parameters and datasets, which never change, once."""
-        known = verdict(self.folder)
+        known = outcome(self.folder)
         if (self.state.described, self.state.verdict) == (record.state, known):
             return
         self.delivery.tags(_notes(view.tags(record, known)))
@@ -351,7 +351,7 @@ class Publication:
         sent.clear()
         self.delivery.begin_repair(run)
         self.nested.begin_repair()
-        self.delivery.tags(_notes(view.tags(record, verdict(self.folder))))
+        self.delivery.tags(_notes(view.tags(record, outcome(self.folder))))
         if datasets := self._inputs(record, there=run.datasets):
             sent["datasets"] = datasets
         for path in journal.sources(self.folder):

@@ -134,7 +134,7 @@ def mlflow_run(folder: RunFolder) -> str:
 def complete(folder: RunFolder) -> bool:
     """Whether MLflow has all of a run that is over."""
     known = state(folder)
-    return known is not None and known.ended and known.artifacts and known.verdict == verdict(folder)
+    return known is not None and known.ended and known.artifacts and known.verdict == outcome(folder)
 
 
 class _Verdict(msgspec.Struct, frozen=True):
@@ -147,8 +147,8 @@ class _Verification(msgspec.Struct, frozen=True):
     verdict: _Verdict | None = None
 
 
-def verdict(folder: RunFolder) -> str:
-    """How a run that reproduces another compared with it, as E5; "" while that is not known, and of all other runs."""
+def outcome(folder: RunFolder) -> str:
+    """What the comparison of a run with the one that it reproduces or repeats came to, as E5; "" without any."""
     try:
         found = msgspec.json.decode(folder.verification.read_bytes(), type=_Verification).verdict
     except (OSError, msgspec.MsgspecError):
