@@ -8,7 +8,7 @@ import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import msgspec
 
@@ -16,7 +16,9 @@ from repro import printable
 from repro.errors import BadInputError
 from repro.experiment import Outputs, Value
 from repro.record import OutputFile, Planned, shown
-from repro.stabilize.apart import Apart
+
+if TYPE_CHECKING:
+    from repro.stabilize.apart import Apart
 
 BLOCK = 1 << 20  # bytes
 HOLES = 16 << 30  # bytes of nothing in a file, as a program can make them without end; reading them takes real time
@@ -59,6 +61,8 @@ def of(
 
     Patterns of `by_products` fit files that may differ between two runs that are the same.
     """
+    from repro.stabilize.apart import Apart
+
     progress = _Progress(say)
     unread: list[str] = []
     files: list[OutputFile] = []

@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from repro.stabilize import arrays, hdf5, pages, pictures, texts
+from repro.stabilize import arrays, hdf5, pages, pictures, tensorflows, texts
 from repro.stabilize.form import DEPTH, Allowance, Stabilizer, UnreadableError, attempt, digest, line, lines
 
 LEAVES = (
@@ -26,6 +26,9 @@ LEAVES = (
     texts.CSV,
     texts.TSV,
     pages.HTML,
+    tensorflows.SAVED_MODEL,
+    tensorflows.FINGERPRINT,
+    tensorflows.EVENTS,
 )
 
 KEPT_MODE = 0o7100  # of permissions: may it be executed, and by whose rights; what else there is comes from a umask
