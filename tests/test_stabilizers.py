@@ -385,6 +385,8 @@ def sixteen_bits(value: int) -> bytes:
         PICTURE[:40] + b"\xff" + PICTURE[41:],
         header(60_000, 60_000, 8, 2) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b""),
         header(5, 4, 8, 2) + chunk(b"IEND", b""),
+        header(1, 1, 8, 0) + chunk(b"IDAT", zlib.compress(bytes(2))[:-1] + b"x") + chunk(b"IEND", b""),
+        header(1, 1, 8, 0) + chunk(b"IDAT", zlib.compress(bytes(4))) + chunk(b"IEND", b""),
         header(0, 0, 8, 2) + chunk(b"IDAT", b"") + chunk(b"IEND", b""),
         b"",
         b"GIF89a",

@@ -336,6 +336,7 @@ def test_what_is_in_a_gz_counts_and_when_it_was_packed_does_not(one: bytes, othe
         gzipped(b"a")[:5],
         b"",
         gzipped(b"a") + bytes(9),
+        gzipped(b"a")[:3] + b"\x02" + gzipped(b"a")[4:10] + b"xx" + gzipped(b"a")[10:],
     ],
 )
 def test_a_broken_gz_stays_as_it_is(content: bytes) -> None:

@@ -201,9 +201,13 @@ def _check_extra(extra: bytes) -> None:
 def _zip_kind(info: zipfile.ZipInfo) -> str:
     mode = info.external_attr >> 16
     kind = {0: "file", stat.S_IFREG: "file", stat.S_IFDIR: "folder", stat.S_IFLNK: "link"}.get(stat.S_IFMT(mode))
-    if info.is_dir():
+    if info.is_dir() and kind in ("file", "folder"):
         return "folder"
-    if kind in (None, "folder") or (info.create_system != UNIX and (kind == "link" or mode & KEPT_MODE)):
+    if (
+        info.is_dir()
+        or kind in (None, "folder")
+        or (info.create_system != UNIX and (kind == "link" or mode & KEPT_MODE))
+    ):
         raise UnreadableError("a member of the zip is of an unknown kind")
     return str(kind)
 
@@ -311,7 +315,7 @@ def unpacked_gzip(content: bytes, name: str, inside: Inside) -> bytes:
 
 def _gzip_header(content: bytes, place: int) -> tuple[dict[str, str], int]:
     """Name, comment and further fields of a part, and where its packed bytes begin."""
-    head = content[place : place + 10]
+    begin, head = place, content[place : place + 10]
     if len(head) < 10 or head[:3] != b"\x1f\x8b\x08" or head[3] & 0xE0:
         raise UnreadableError("no gzip")
     flags, said = head[3], dict[str, str]()
@@ -325,7 +329,11 @@ def _gzip_header(content: bytes, place: int) -> tuple[dict[str, str], int]:
             end = content.index(b"\0", place)
             said[what] = content[place:end].decode("latin-1")
             place = end + 1
-    return said, place + (2 if flags & GZIP_CHECK else 0)
+    if flags & GZIP_CHECK:
+        if content[place : place + 2] != (zlib.crc32(content[begin:place]) & 0xFFFF).to_bytes(2, "little"):
+            raise UnreadableError("a broken gzip")
+        place += 2
+    return said, place
 
 
 # the table -------------------------------------------------------------------------------------------------------
