@@ -14,7 +14,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "repro"
 # A room is a folder of the library; "" is its top. A module imports only from the rooms above its own, and from what
 # stands left of it: so arrows between rooms point one way, too.
 ROOMS = (
-    ("", "errors experiment project guard scratch record printable verdict"),
+    ("", "start errors experiment project guard scratch record printable verdict"),
     ("stabilize", "form wire texts arrays hdf5 pictures pages tensorflows archives registry worker apart pairing"),
     ("", "manifest report config display download data"),
     ("secrets", "masking secretsources secretsfolder"),
@@ -31,7 +31,7 @@ ROOMS = (
     ("", "keeper"),
     ("cleaning", "pins housekeeping leftovers reaping pruning"),
     ("verbs", "findings enginecheck doctor ui imaging locking life"),
-    ("", "run cli"),
+    ("", "run cli __main__"),
 )
 LAYERS = [f"{room}.{module}".lstrip(".") for room, modules in ROOMS for module in modules.split()]
 
