@@ -227,7 +227,8 @@ ARRAYS = arrays.arrays(dtype=SIMPLE, shape=arrays.array_shapes(min_dims=0, max_d
 
 def npy(array: np.ndarray[Any, Any], version: tuple[int, int] | None = None) -> bytes:
     file = io.BytesIO()
-    with warnings.catch_warnings(action="ignore"):  # that a later version of the format is used
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that a later version of the format is used
         np.lib.format.write_array(file, array, version=version, allow_pickle=False)
     return file.getvalue()
 

@@ -128,6 +128,7 @@ def _zip(content: bytes, inside: Inside, member: Callable[[str, bytes], dict[str
     last = b"PK\5\6" + bytes(4) + count + count, len(remark).to_bytes(2, "little")
     if (content[end : end + 12], content[end + 20 : end + 22]) != last:
         raise UnreadableError("something follows the end of the zip, or it is one of several")
+    _check_directory(content, directory, end)
     place, told = 0, []
     for info in sorted(infos, key=lambda each: each.header_offset):
         raw, place = _packed(content, info, place)
@@ -139,6 +140,14 @@ def _zip(content: bytes, inside: Inside, member: Callable[[str, bytes], dict[str
     if place != directory:
         raise UnreadableError("something lies between the members of the zip")
     return line(_remark(remark)) + lines(sorted(told, key=lambda each: each["name"]))
+
+
+def _check_directory(content: bytes, place: int, end: int) -> None:
+    """Python reads over lengths that are wrong in the last entry; other readers do not."""
+    while content.startswith(b"PK\1\2", place):
+        place += 46 + sum(int.from_bytes(content[place + at : place + at + 2], "little") for at in (28, 30, 32))
+    if place != end and not (place == end - 76 and content.startswith(b"PK\6\6", place)):  # there for large zips
+        raise UnreadableError("a broken zip")
 
 
 def _packed(content: bytes, info: zipfile.ZipInfo, place: int) -> tuple[memoryview, int]:
