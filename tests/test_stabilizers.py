@@ -227,7 +227,8 @@ ARRAYS = arrays.arrays(dtype=SIMPLE, shape=arrays.array_shapes(min_dims=0, max_d
 
 def npy(array: np.ndarray[Any, Any], version: tuple[int, int] | None = None) -> bytes:
     file = io.BytesIO()
-    with warnings.catch_warnings(action="ignore"):  # that a later version of the format is used
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that a later version of the format is used
         np.lib.format.write_array(file, array, version=version, allow_pickle=False)
     return file.getvalue()
 
@@ -385,6 +386,8 @@ def sixteen_bits(value: int) -> bytes:
         PICTURE[:40] + b"\xff" + PICTURE[41:],
         header(60_000, 60_000, 8, 2) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b""),
         header(5, 4, 8, 2) + chunk(b"IEND", b""),
+        header(1, 1, 8, 0) + chunk(b"IDAT", zlib.compress(bytes(2))[:-1] + b"x") + chunk(b"IEND", b""),
+        header(1, 1, 8, 0) + chunk(b"IDAT", zlib.compress(bytes(4))) + chunk(b"IEND", b""),
         header(0, 0, 8, 2) + chunk(b"IDAT", b"") + chunk(b"IEND", b""),
         b"",
         b"GIF89a",

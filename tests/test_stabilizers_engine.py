@@ -6,14 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from repro.project import Project
 from repro.record import OutputFile
 from repro.stabilize.pairing import pairing_names
-from tests.conftest import commit
-from tests.test_experiments_engine import clone, run_in
+from tests.conftest import commit, script
+from tests.test_experiments_engine import Repro, clone, run_in
+from tests.test_run_engine import latest
 
 __all__ = ["clone"]
 
-pytestmark = [pytest.mark.engine, pytest.mark.slow]
+pytestmark = pytest.mark.engine
 
 SAVE = '''
 """Saves one model in each form, once by itself and once from a process of its own."""
@@ -57,6 +59,7 @@ model.save(out / "another.keras")
 '''
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_what_a_model_is_saved_as_differs_and_its_canonical_digest_does_not(clone: Path) -> None:
     (clone / "experiments" / "save.py").write_text(SAVE)
@@ -86,3 +89,24 @@ def test_what_a_model_is_saved_as_differs_and_its_canonical_digest_does_not(clon
     differ = {name for name in one if one[name].sha256 != two[name].sha256}
     assert {"model.keras", "saved/fingerprint.pb", "board/events.out.tfevents.v2"} <= differ <= labels.keys()
     assert one["model.keras"].canonical != one["another.keras"].canonical
+
+
+def test_a_run_records_the_role_and_the_canonical_digest_of_its_outputs(lab: Project, repro: Repro) -> None:
+    script(lab, "toy.sh", "cd $REPRO_OUTPUTS; echo 1.50 > a.csv; mkdir times; date > times/log; echo x > x.txt")
+    done = repro("run", "experiment=toy", "tracking.enabled=false", "outputs.by_products=[times/]")
+    assert done.returncode == 0, done.stderr
+    record, _folder = latest(lab)
+    assert record.ended is not None
+    files = {file.path: (file.role, file.canonical and file.canonical.stabilizer) for file in record.ended.outputs}
+    assert files == {
+        "a.csv": ("result", "csv-float@1"),
+        "times/log": ("by-product", None),
+        "x.txt": ("result", None),
+    }
+
+
+def test_a_wrong_pattern_of_by_products_is_told_before_anything_runs(lab: Project, repro: Repro) -> None:
+    done = repro("run", "experiment=toy", "tracking.enabled=false", "outputs.by_products=['!']")
+    assert done.returncode == 2
+    assert "outputs.by_products holds what is no pattern" in done.stderr
+    assert not list(lab.runs.glob("*/record.json"))
