@@ -14,7 +14,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "repro"
 # A room is a folder of the library; "" is its top. A module imports only from the rooms above its own, and from what
 # stands left of it: so arrows between rooms point one way, too.
 ROOMS = (
-    ("", "errors experiment project guard scratch record printable verdict"),
+    ("", "errors experiment tolerant project guard scratch record printable verdict"),
     ("", "manifest report config display download data"),
     ("secrets", "masking secretsources secretsfolder"),
     ("code", "repository lfs checkout suspects source"),
