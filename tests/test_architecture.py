@@ -14,7 +14,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "repro"
 # A room is a folder of the library; "" is its top. A module imports only from the rooms above its own, and from what
 # stands left of it: so arrows between rooms point one way, too.
 ROOMS = (
-    ("", "errors experiment tolerant project guard scratch record printable verdict"),
+    ("", "errors experiment tolerant project guard scratch record identity printable verdict"),
     ("", "manifest report config display download data"),
     ("secrets", "masking secretsources secretsfolder"),
     ("code", "repository lfs checkout suspects source"),
@@ -23,7 +23,7 @@ ROOMS = (
     ("recipe", "base pylock spec assembly inputs explain floating"),
     ("", "image lockfile"),
     ("images", "causes sameness oci distribution resolve inventory sbom ledger predecessor making verification"),
-    ("running", "ownership plan lease ending terminal pump nvidia resources quota keeping sweep"),
+    ("running", "ownership nvidia machine plan lease ending terminal pump resources quota keeping sweep"),
     ("", "runner"),
     ("tracking", "story journal store view tracking client sdkclient restclient delivery nested upload faults"),
     ("tracking", "publication publisher lookup"),
@@ -46,6 +46,7 @@ DOORS = {
     "mlflow": {"tracking.store", "tracking.sdkclient", "tracking.publisher", "verbs.ui"},
     "pathspec": {"manifest"},
     "pynvml": {"running.nvidia"},
+    "rfc8785": {"identity"},
 }
 
 LAZY = {"cyclonedx", "docker", "git", "hydra", "omegaconf", "mlflow", "rich", "pooch", "requests", "urllib3"}  # slow
