@@ -29,6 +29,7 @@ ROOMS = (
     ("tracking", "publication publisher lookup"),
     ("", "keeper"),
     ("cleaning", "pins housekeeping leftovers reaping pruning"),
+    ("", "execution"),
     ("restoring", "frozen codes held datasets ingredients ceiling"),
     ("verbs", "findings enginecheck doctor ui imaging locking life"),
     ("", "run cli"),

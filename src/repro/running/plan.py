@@ -107,10 +107,7 @@ def decide(experiment: Experiment, ingredients: Ingredients, circumstances: Circ
         image=ingredients.image,
         data=ingredients.data,
         host=host(ingredients.engine, ingredients.machine, circumstances.user),
-        # where the engine runs as the caller, its root is the caller, and any other user cannot write their files
-        user="0:0"
-        if ingredients.engine.rootless or experiment.user == "root"
-        else f"{circumstances.uid}:{circumstances.gid}",
+        user=user(experiment, ingredients.engine, circumstances),
         env=env,
         gpus_asked=gpus_text(gpus) + (" or none" if cpu_fallback else ""),
         network=experiment.network,
@@ -126,7 +123,7 @@ def decide(experiment: Experiment, ingredients: Ingredients, circumstances: Circ
     return Plan(
         planned=planned,
         folder=circumstances.folder,
-        container=_container(experiment, ingredients, planned, circumstances, gpus),
+        container=container(experiment, ingredients, planned, circumstances, gpus),
         cpu_fallback=cpu_fallback,
         time_limit=experiment.resources.time_limit,
         stop_grace=experiment.resources.stop_grace,
@@ -135,6 +132,13 @@ def decide(experiment: Experiment, ingredients: Ingredients, circumstances: Circ
         secrets=experiment.secrets,
         secrets_folder=circumstances.secrets_folder,
     )
+
+
+def user(experiment: Experiment, engine: EngineFacts, circumstances: Circumstances) -> str:
+    """Who the container's program is, as uid:gid."""
+    # where the engine runs as the caller, its root is the caller, and any other user cannot write their files
+    as_root = engine.rootless or experiment.user == "root"
+    return "0:0" if as_root else f"{circumstances.uid}:{circumstances.gid}"
 
 
 @cache
@@ -288,9 +292,10 @@ def host(engine: EngineFacts, machine: Machine, user: str) -> Host:
     )
 
 
-def _container(
+def container(
     experiment: Experiment, ingredients: Ingredients, planned: Planned, circumstances: Circumstances, gpus: Gpus
 ) -> ContainerSpec:
+    """The container of what is planned."""
     limits, folder = experiment.resources, RunFolder(Path(circumstances.folder))
     mounts = [
         Mount(source=ingredients.code_folder, target="/workspace"),
