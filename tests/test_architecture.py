@@ -27,6 +27,7 @@ ROOMS = (
     ("", "runner"),
     ("tracking", "story journal store view tracking client sdkclient restclient delivery nested upload faults"),
     ("tracking", "publication publisher lookup"),
+    ("compare", "sides tolerance leaves intervals points filing metrics comparing"),
     ("", "keeper"),
     ("cleaning", "pins housekeeping leftovers reaping pruning"),
     ("", "execution"),
@@ -46,6 +47,7 @@ DOORS = {
     "packageurl": {"images.sbom"},
     "mlflow": {"tracking.store", "tracking.sdkclient", "tracking.publisher", "verbs.ui"},
     "pathspec": {"manifest"},
+    "scipy": {"compare.intervals"},
     "pynvml": {"running.nvidia"},
     "rfc8785": {"identity"},
 }
