@@ -31,8 +31,8 @@ ROOMS = (
     ("", "keeper"),
     ("cleaning", "pins housekeeping leftovers reaping pruning"),
     ("", "execution"),
-    ("restoring", "frozen codes held datasets ingredients ceiling"),
-    ("verbs", "findings enginecheck doctor ui imaging locking life"),
+    ("restoring", "frozen codes held datasets ingredients ceiling replan materials again auditing"),
+    ("verbs", "findings enginecheck doctor ui imaging locking life reproducing"),
     ("", "run cli"),
 )
 LAYERS = [f"{room}.{module}".lstrip(".") for room, modules in ROOMS for module in modules.split()]

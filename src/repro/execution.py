@@ -113,6 +113,11 @@ class Execution:
             self._follower = Follower.start(self.project, uri)
         return self._follower
 
+    def retell(self, folder: RunFolder) -> None:
+        """There is more to tell MLflow of a run that is over."""
+        if self._follower:
+            self._follower.sync(folder)
+
     def tracked(self, record: Record, folder: RunFolder, seconds: float | None) -> str:
         """What to tell the user of MLflow, after waiting for it for at most `seconds` (None: what is reasonable)."""
         if self._follower is None or record.planned.tracking_uri is None:

@@ -18,6 +18,11 @@ from repro.record import Code, Planned, Record, RunFolder, shown
 from repro.verdict import Ingredient
 
 BUNDLE = "code.bundle"  # in the archive of an imported run
+DECAY = (
+    "no ref keeps this commit: git may remove it",
+    "snapshot commit not pushed to any remote",
+    "commit not pushed to any remote",
+)
 
 
 class Kept(Value, frozen=True, kw_only=True):
@@ -67,9 +72,9 @@ def look(record: Record, folder: RunFolder, project: Project, *, ask: bool = Fal
 
 def _standing(found: Kept, code: Code) -> Iterator[str]:
     if not found.refs:
-        yield "no ref keeps this commit: git may remove it"
+        yield DECAY[0]
     if not found.remotes:
-        yield "snapshot commit not pushed to any remote" if code.dirty else "commit not pushed to any remote"
+        yield DECAY[1] if code.dirty else DECAY[2]
 
 
 def around(project: Project) -> Repository | None:

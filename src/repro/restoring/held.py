@@ -28,6 +28,7 @@ from repro.record import ImageUsed, RunFolder
 
 ARCHIVE = "image.tar"  # as `repro export-image` writes it
 LAYOUT = "image"  # the same, as a folder
+HERE, REGISTRY, ARCHIVE_WORD, RECIPE = "this engine", "registry", "archive", "its recipe"  # begin the name of a place
 GZIP = b"\x1f\x8b"
 Say = Callable[[str], None]
 
@@ -51,11 +52,11 @@ def on_engine(used: ImageUsed, engine: Engine) -> Here | None:
         if used.config and other.config:
             if used.config == other.config:
                 return Here(image=other, how="by its configuration and layers, under another id")
-        else:
+        elif not used.settings or used.settings == other.settings:
             return Here(
                 image=other,
                 how="by its layers, under another id",
-                remark="the same layers; this engine or the record does not tell the digest of the configuration",
+                remark="" if used.settings else "the same layers; the record does not tell its settings",
             )
     return None
 

@@ -18,7 +18,6 @@ from repro.secrets import secretsources
 from repro.verdict import Ingredient
 
 NOT_ASKED = " (not asked)"
-RECIPE = "its recipe"
 
 
 class Depth(Value, frozen=True, kw_only=True):
@@ -149,15 +148,15 @@ def _places(
         if damaged:
             yield "", f"on this engine, layer {damaged[0]} is damaged"
         else:
-            yield f"this engine, {here.how}", here.remark
+            yield f"{held.HERE}, {here.how}", here.remark
     if used.digest and engine and not offline and (depth.everywhere or here is None):
         there, why = held.in_registry(used, engine)
-        yield (f"registry, {used.digest}", "") if there else ("", why)
+        yield (f"{held.REGISTRY}, {used.digest}", "") if there else ("", why)
     elif used.digest and here is None:
-        yield f"registry, {used.digest}{NOT_ASKED}", ""
+        yield f"{held.REGISTRY}, {used.digest}{NOT_ASKED}", ""
     for place in held.archives(folder):
         problem = held.archive_damage(place, used, deep=depth.deep)
-        yield ("", f"{place}: {problem}") if problem else (f"archive {place}", "")
+        yield ("", f"{place}: {problem}") if problem else (f"{held.ARCHIVE_WORD} {place}", "")
     if depth.everywhere and here is not None and used.digest is None:
         yield "", "never pushed: no registry has it"
 
@@ -168,7 +167,7 @@ def _recipe(record: Record, folder: RunFolder, project: Project, experiment: Exp
     except ReproError as error:
         return "", error.what
     spec, why = held.recipe(record.planned.image, experiment, code)
-    return (f"{RECIPE}, {spec.digest[:16]}: to be built anew", "") if spec else ("", why)
+    return (f"{held.RECIPE}, {spec.digest[:16]}: to be built anew", "") if spec else ("", why)
 
 
 # the others ------------------------------------------------------------------------------------------------------
