@@ -31,7 +31,7 @@ ROOMS = (
     ("", "keeper"),
     ("cleaning", "pins housekeeping leftovers reaping pruning"),
     ("", "execution"),
-    ("restoring", "frozen codes held datasets ingredients ceiling replan materials again auditing"),
+    ("restoring", "frozen codes held datasets ingredients ceiling replan materials again auditing repeating"),
     ("verbs", "findings enginecheck doctor ui imaging locking life reproducing"),
     ("", "run cli"),
 )
