@@ -1,7 +1,6 @@
 """A .keras file without what is not the model: the time of its writing, and addresses in memory as names of layers."""
 
 import json
-import os
 import shutil
 import zipfile
 
@@ -31,7 +30,7 @@ def tidy(path):
             else:
                 with before.open(name) as source, after.open(member, "w", force_zip64=True) as target:
                     shutil.copyfileobj(source, target, 1 << 20)
-    os.replace(str(beside), str(path))
+    beside.replace(path)
 
 
 def _renumbered(value, known):
