@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 from repro.record import Host, Record
+from repro.restoring import held
 from repro.running import determinism
 from repro.verdict import Ceiling, Ingredient, Level
 
@@ -44,6 +45,8 @@ def _lost(ingredients: Iterable[Ingredient]) -> Iterator[Limit]:
     for each in ingredients:
         if not each.use:
             yield Level.MISSING, f"{name(each)} is lost: {each.remark or 'it is nowhere'}"
+        elif each.kind == "image" and each.use.startswith(held.RECIPE):
+            yield Level.BYTES, "unknown: the image has to be built anew, and may become another"
 
 
 def name(ingredient: Ingredient) -> str:
