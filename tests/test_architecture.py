@@ -14,7 +14,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "repro"
 # A room is a folder of the library; "" is its top. A module imports only from the rooms above its own, and from what
 # stands left of it: so arrows between rooms point one way, too.
 ROOMS = (
-    ("", "start errors experiment project guard scratch record identity results printable verdict"),
+    ("", "start errors experiment tolerant project guard scratch record identity results printable verdict"),
     ("stabilize", "form wire texts arrays hdf5 pictures pages tensorflows archives registry worker apart pairing"),
     ("", "manifest report config display download data"),
     ("secrets", "masking secretsources secretsfolder"),
@@ -25,8 +25,8 @@ ROOMS = (
     ("", "image lockfile"),
     ("images", "causes sameness oci distribution resolve inventory sbom ledger predecessor making verification"),
     ("tracking", "story journal"),
-    ("running", "ownership nvidia machine plan lease ending terminal pump resources quota harvest stopping keeping"),
-    ("running", "sweep"),
+    ("running", "ownership nvidia machine determinism plan lease ending terminal pump resources quota harvest"),
+    ("running", "stopping keeping sweep"),
     ("", "runner"),
     ("tracking", "store view tracking client sdkclient restclient delivery nested upload faults"),
     ("tracking", "publication publisher lookup"),
@@ -34,7 +34,9 @@ ROOMS = (
     ("compare", "coding layers deep explanation differences wording plots pages"),
     ("", "keeper"),
     ("cleaning", "pins housekeeping leftovers reaping pruning"),
-    ("verbs", "findings enginecheck doctor ui imaging locking life comparing"),
+    ("", "execution"),
+    ("restoring", "frozen codes held datasets ingredients ceiling replan materials again auditing repeating"),
+    ("verbs", "findings enginecheck doctor ui imaging locking life comparing reproducing"),
     ("", "run cli __main__"),
 )
 LAYERS = [f"{room}.{module}".lstrip(".") for room, modules in ROOMS for module in modules.split()]

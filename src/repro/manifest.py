@@ -8,17 +8,15 @@ import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 import msgspec
 
-from repro import printable
+from repro import printable, tolerant
 from repro.errors import BadInputError
 from repro.experiment import Outputs, Value
 from repro.record import OutputFile, Planned, shown
-
-if TYPE_CHECKING:
-    from repro.stabilize.apart import Apart
+from repro.stabilize.apart import Apart
 
 BLOCK = 1 << 20  # bytes
 HOLES = 16 << 30  # bytes of nothing in a file, as a program can make them without end; reading them takes real time
@@ -47,7 +45,7 @@ class Listing(Value, frozen=True, kw_only=True):
 
 def wanted(planned: Planned) -> Outputs:
     """What the configuration of a run says of its outputs; records of earlier versions say nothing."""
-    return msgspec.convert(planned.config.get("outputs") or {}, Outputs)
+    return tolerant.read(planned.config.get("outputs") or {}, Outputs)[0]
 
 
 def of(
@@ -61,8 +59,6 @@ def of(
 
     Patterns of `by_products` fit files that may differ between two runs that are the same.
     """
-    from repro.stabilize.apart import Apart
-
     progress = _Progress(say)
     unread: list[str] = []
     files: list[OutputFile] = []

@@ -18,7 +18,7 @@ from repro.engines.refusal import STARTER
 from repro.errors import BadInputError
 from repro.experiment import Experiment, Resources, RunSecret, Value
 from repro.record import Code, DatasetUsed, Host, ImageUsed, Planned, RunFolder
-from repro.running import ownership
+from repro.running import determinism, ownership
 from repro.running.machine import Machine
 from repro.secrets.secretsfolder import INSIDE as SECRETS
 
@@ -108,10 +108,7 @@ def decide(experiment: Experiment, ingredients: Ingredients, circumstances: Circ
         image=ingredients.image,
         data=ingredients.data,
         host=host(ingredients.engine, ingredients.machine, circumstances.user),
-        # where the engine runs as the caller, its root is the caller, and any other user cannot write their files
-        user="0:0"
-        if ingredients.engine.rootless or experiment.user == "root"
-        else f"{circumstances.uid}:{circumstances.gid}",
+        user=user(experiment, ingredients.engine, circumstances),
         env=env,
         gpus_asked=gpus_text(gpus) + (" or none" if cpu_fallback else ""),
         network=experiment.network,
@@ -127,7 +124,7 @@ def decide(experiment: Experiment, ingredients: Ingredients, circumstances: Circ
     return Plan(
         planned=planned,
         folder=circumstances.folder,
-        container=_container(experiment, ingredients, planned, circumstances, gpus),
+        container=container(experiment, ingredients, planned, circumstances, gpus),
         cpu_fallback=cpu_fallback,
         time_limit=experiment.resources.time_limit,
         stop_grace=experiment.resources.stop_grace,
@@ -136,6 +133,13 @@ def decide(experiment: Experiment, ingredients: Ingredients, circumstances: Circ
         secrets=experiment.secrets,
         secrets_folder=circumstances.secrets_folder,
     )
+
+
+def user(experiment: Experiment, engine: EngineFacts, circumstances: Circumstances) -> str:
+    """Who the container's program is, as uid:gid."""
+    # where the engine runs as the caller, its root is the caller, and any other user cannot write their files
+    as_root = engine.rootless or experiment.user == "root"
+    return "0:0" if as_root else f"{circumstances.uid}:{circumstances.gid}"
 
 
 @cache
@@ -230,7 +234,6 @@ def container_env(experiment: Experiment, ingredients: Ingredients, circumstance
     """
     image_env = dict(pair.partition("=")[::2] for pair in ingredients.image_env)
     path = image_env.get("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
-    threads = str(experiment.threads or max(1, int(experiment.resources.cpus or ingredients.engine.cpus)))
     ours = {
         "REPRO_RUN": circumstances.run,
         "REPRO_CONFIG": "/repro/config.json",
@@ -259,11 +262,7 @@ def container_env(experiment: Experiment, ingredients: Ingredients, circumstance
         "DO_NOT_TRACK": "1",
         "TINI_KILL_PROCESS_GROUP": "1",  # to Docker's init: a stop reaches what a shell script has started, too
     }
-    for name in ("OMP", "OPENBLAS", "MKL", "NUMEXPR", "TF_INTRAOP", "TF_INTEROP"):
-        key = f"{name}_NUM_THREADS" if not name.startswith("TF_") else f"TF_NUM_{name[3:]}_THREADS"
-        defaults[key] = threads
-    if experiment.deterministic:
-        defaults |= {"TF_DETERMINISTIC_OPS": "1", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+    defaults |= determinism.environment(experiment, experiment.resources.cpus or ingredients.engine.cpus)
     if taken := sorted(set(experiment.env) & set(ours)):
         raise BadInputError(
             f"configuration: env: {', '.join(taken)} is set by repro",
@@ -289,9 +288,10 @@ def host(engine: EngineFacts, machine: Machine, user: str) -> Host:
     )
 
 
-def _container(
+def container(
     experiment: Experiment, ingredients: Ingredients, planned: Planned, circumstances: Circumstances, gpus: Gpus
 ) -> ContainerSpec:
+    """The container of what is planned."""
     limits, folder = experiment.resources, RunFolder(Path(circumstances.folder))
     mounts = [
         Mount(source=ingredients.code_folder, target="/workspace"),

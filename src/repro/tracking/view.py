@@ -62,8 +62,6 @@ def tags(record: Record, verdict: str = "") -> dict[str, str]:
     found: dict[str, str | None] = {
         "run": planned.run,
         "run_key": planned.run_key or None,
-        "reproduces": planned.reproduces,
-        "repeats": planned.repeats,
         "verdict": verdict or None,
         "image": image.tag,
         "image_id": image.id,
@@ -78,6 +76,8 @@ def tags(record: Record, verdict: str = "") -> dict[str, str]:
         "command": shlex.join(planned.command),
         "gpus": record.started.gpus if record.started else planned.gpus_asked,
         "network": planned.network,
+        "reproduces": planned.reproduces,
+        "repeats": planned.repeats,
         "mlflow.user": planned.host.user,
         "mlflow.docker.image.uri": image.digest or image.tag,
         "mlflow.docker.image.id": image.id,
