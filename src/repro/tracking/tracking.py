@@ -131,12 +131,6 @@ def mlflow_run(folder: RunFolder) -> str:
     return known.run if known else ""
 
 
-def complete(folder: RunFolder) -> bool:
-    """Whether MLflow has all of a run that is over."""
-    known = state(folder)
-    return known is not None and known.ended and known.artifacts and known.verdict == outcome(folder)
-
-
 class _Verdict(msgspec.Struct, frozen=True):
     level: Level
 
@@ -154,6 +148,12 @@ def outcome(folder: RunFolder) -> str:
     except (OSError, msgspec.MsgspecError):
         return ""
     return str(found.level) if found else ""
+
+
+def complete(folder: RunFolder) -> bool:
+    """Whether MLflow has all of a run that is over."""
+    known = state(folder)
+    return known is not None and known.ended and known.artifacts and known.verdict == outcome(folder)
 
 
 def status(folder: RunFolder) -> str:

@@ -32,8 +32,8 @@ ODDITIES = {  # in the order of their telling
 VIEW = "repro"  # the saved view's key, in the address of MLflow's page
 STATUS = {End.FINISHED: "FINISHED", End.KILLED: "KILLED"}  # the others are FAILED
 OURS = re.compile(  # tags that an experiment cannot set by itself
-    r"(run|run_key|result|record|reproduces|repeats|verdict|image|image_id|image_digest|image_manifest|image_spec|image_content|floating|drift"
-    r"|commit|dirty|command|gpus|network|exit_code|ended|nested"
+    r"(run|run_key|result|record|reproduces|repeats|verdict|image|image_id|image_digest|image_manifest|image_spec"
+    r"|image_content|floating|drift|commit|dirty|command|gpus|network|exit_code|ended|nested"
     r"|mlflow\.(user|parentRunId|runName|note\.content|(source|docker|project)\..*))$"
 )
 HOSTS = re.compile(r"^(https?://|ssh://git@|git@)(github\.com|gitlab\.com|bitbucket\.org)[:/]")
