@@ -14,7 +14,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "repro"
 # A room is a folder of the library; "" is its top. A module imports only from the rooms above its own, and from what
 # stands left of it: so arrows between rooms point one way, too.
 ROOMS = (
-    ("", "start errors experiment project guard scratch record printable verdict"),
+    ("", "start errors experiment project guard scratch record identity results printable verdict"),
     ("stabilize", "form wire texts arrays hdf5 pictures pages tensorflows archives registry worker apart pairing"),
     ("", "manifest report config display download data"),
     ("secrets", "masking secretsources secretsfolder"),
@@ -24,13 +24,17 @@ ROOMS = (
     ("recipe", "base pylock spec assembly inputs explain floating"),
     ("", "image lockfile"),
     ("images", "causes sameness oci distribution resolve inventory sbom ledger predecessor making verification"),
-    ("running", "ownership plan lease ending terminal pump nvidia resources quota keeping sweep"),
+    ("tracking", "story journal"),
+    ("running", "ownership nvidia machine plan lease ending terminal pump resources quota harvest stopping keeping"),
+    ("running", "sweep"),
     ("", "runner"),
-    ("tracking", "story journal store view tracking client sdkclient restclient delivery nested upload faults"),
+    ("tracking", "store view tracking client sdkclient restclient delivery nested upload faults"),
     ("tracking", "publication publisher lookup"),
+    ("compare", "sides tolerance leaves intervals points filing metrics trace comparing"),
+    ("compare", "coding layers deep explanation differences wording plots pages"),
     ("", "keeper"),
     ("cleaning", "pins housekeeping leftovers reaping pruning"),
-    ("verbs", "findings enginecheck doctor ui imaging locking life"),
+    ("verbs", "findings enginecheck doctor ui imaging locking life comparing"),
     ("", "run cli __main__"),
 )
 LAYERS = [f"{room}.{module}".lstrip(".") for room, modules in ROOMS for module in modules.split()]
@@ -45,14 +49,17 @@ DOORS = {
     "packageurl": {"images.sbom"},
     "mlflow": {"tracking.store", "tracking.sdkclient", "tracking.publisher", "verbs.ui"},
     "pathspec": {"manifest"},
+    "scipy": {"compare.intervals"},
+    "matplotlib": {"compare.plots"},
     "pynvml": {"running.nvidia"},
+    "rfc8785": {"identity"},
     "h5py": {"stabilize.hdf5"},
-    "numpy": {"stabilize.arrays", "stabilize.hdf5"},
+    "numpy": {"stabilize.arrays", "stabilize.hdf5", "compare.leaves"},
     "PIL": {"stabilize.pictures"},
 }
 
 LAZY = {"cyclonedx", "docker", "git", "hydra", "omegaconf", "mlflow", "rich", "pooch", "requests", "urllib3"}  # slow
-LAZY |= {"pathspec", "pynvml", "h5py", "numpy", "PIL"}
+LAZY |= {"pathspec", "pynvml", "h5py", "numpy", "PIL", "scipy", "matplotlib"}
 
 MODULE_LINES = 450
 FUNCTION_LINES = 60  # without the docstring

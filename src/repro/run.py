@@ -37,7 +37,7 @@ from repro.project import Project, cache_folder, ignored_folder, user_name
 from repro.recipe import floating, inputs
 from repro.recipe.spec import ImageSpec
 from repro.record import DatasetUsed, End, ImageUsed, Record, RunFolder
-from repro.running import keeping, sweep
+from repro.running import machine, stopping, sweep
 from repro.running import plan as planning
 from repro.secrets import secretsfolder, secretsources
 from repro.tracking import journal
@@ -134,7 +134,7 @@ def _job(session: Session, composed: config.Composed, flags: argparse.Namespace,
     code = life.exit_code(record)
     if code is not ExitCode.OK:
         display.line(f"repro: {report.failure(record, folder)}")
-    if record.ended and record.ended.end is End.KILLED and keeping.interrupted(folder):
+    if record.ended and record.ended.end is End.KILLED and stopping.interrupted(folder):
         raise KeyboardInterrupt  # it is meant for the whole multirun
     return code
 
@@ -285,6 +285,7 @@ class Session:
         notices += [f"drift: {drift}"] if drift else []
         ingredients = planning.Ingredients(
             code=snapshot.code(),
+            code_prefix=snapshot.prefix,
             code_folder=str(code_folder),
             diff=diff,
             image=ImageUsed(
@@ -301,6 +302,7 @@ class Session:
                 config=made.config,
                 layers=made.layers,
                 content=made.content,
+                settings=facts.settings if facts else "",
                 drift=drift,
             ),
             image_env=facts.env if facts else (),
@@ -308,6 +310,7 @@ class Session:
             notices=tuple(notices),
             data=self.data(experiment),
             engine=self.facts,
+            machine=machine.of(self.facts, self.engine.host_url, gpus=experiment.gpus not in ("none", 0, ())),
         )
         plan = planning.decide(experiment, ingredients, self.circumstances(composed, name_suffix))
         for notice in plan.planned.notices[len(ingredients.notices) :]:  # the others have been said
