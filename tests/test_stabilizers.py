@@ -241,6 +241,23 @@ def test_the_layout_of_an_array_does_not_matter(array: np.ndarray[Any, Any]) -> 
     assert found == after("x.npy", npy(array.astype(array.dtype.newbyteorder())))
 
 
+@pytest.mark.parametrize(
+    "kind", ["?", "i1", "i8", "f2", "f8", "c8", "c16", "U1", "U3", "S1", "S3", "M8[ns]", "m8[D]", "V3"]
+)
+def test_the_layout_of_an_array_of_each_type_does_not_matter(kind: str) -> None:
+    little = np.dtype(kind).newbyteorder("<")
+    array = np.frombuffer(bytes(range(6)) * little.itemsize, "V1").view(f"V{little.itemsize}").reshape(2, 3)
+    if little.kind == "U":
+        array = np.array([["a", "é", ""], ["b", "c", "d"]], little)
+    if little.kind == "b":
+        array = np.array([[True, False, True], [False, False, True]])
+    array = array.view(little)
+    found = after("x.npy", npy(array))
+    assert None is not found == after("x.npy", npy(np.array(array, order="F")))
+    assert found == after("x.npy", npy(array.astype(little.newbyteorder(">"))))
+    assert found == after("x.npy", npy(np.array(array.astype(little.newbyteorder(">")), order="F")))
+
+
 @given(ARRAYS, ARRAYS)
 def test_two_arrays_are_one_only_if_type_shape_and_bits_are(
     one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]

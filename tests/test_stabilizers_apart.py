@@ -124,7 +124,7 @@ ONE = Stabilizer(name="bad", version=1, patterns=("*.bad",), function=choose, re
 def test_nothing_that_a_file_does_to_its_reader_is_an_error_of_the_run(
     installed: Installed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(apart, "SECONDS", 3.0)
+    monkeypatch.setattr(apart, "SECONDS", 6.0)
     installed(BAD)
     for kind in ("crash", "fail", "grow", "hang", "other", "well"):
         (tmp_path / f"{kind}.bad").write_text(kind)
