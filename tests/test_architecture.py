@@ -14,7 +14,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "repro"
 # A room is a folder of the library; "" is its top. A module imports only from the rooms above its own, and from what
 # stands left of it: so arrows between rooms point one way, too.
 ROOMS = (
-    ("", "errors experiment project guard scratch record printable verdict"),
+    ("", "errors experiment project guard scratch record identity printable verdict"),
     ("", "manifest report config display download data"),
     ("secrets", "masking secretsources secretsfolder"),
     ("code", "repository lfs checkout suspects source"),
@@ -47,6 +47,7 @@ DOORS = {
     "mlflow": {"tracking.store", "tracking.sdkclient", "tracking.publisher", "verbs.ui"},
     "pathspec": {"manifest"},
     "pynvml": {"running.nvidia"},
+    "rfc8785": {"identity"},
 }
 
 LAZY = {"cyclonedx", "docker", "git", "hydra", "omegaconf", "mlflow", "rich", "pooch", "requests", "urllib3"}  # slow

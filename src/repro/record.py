@@ -65,6 +65,7 @@ class ImageUsed(Value, frozen=True, kw_only=True):
     config: str | None = None  # digest of the configuration
     layers: tuple[str, ...] = ()
     content: str = ""  # "" in records of earlier versions
+    settings: str = ""  # sha256 over what of its configuration reaches a run: environment and entry point
     drift: str | None = None  # the same spec had other content before: which, and what differs
 
 
@@ -168,6 +169,7 @@ class Planned(Value, frozen=True, kw_only=True):
     tracking_experiment: str
     notices: tuple[str, ...] = ()  # what the user was told (floating base, ...)
     code_prefix: str = ""  # of the project inside its repository; "" at its top
+    helper: str = ""  # sha256 over what `repro` mounts into the container for it to use
     run_key: str = ""  # sha256 over all that goes in; "" in records of earlier versions
     reproduces: str | None = None  # the run that this one executes again
     repeats: str | None = None  # the first of the runs that `--repeat` made

@@ -279,6 +279,7 @@ class Session:
         notices += [f"drift: {drift}"] if drift else []
         ingredients = planning.Ingredients(
             code=snapshot.code(),
+            code_prefix=snapshot.prefix,
             code_folder=str(code_folder),
             diff=diff,
             image=ImageUsed(
@@ -295,6 +296,7 @@ class Session:
                 config=made.config,
                 layers=made.layers,
                 content=made.content,
+                settings=facts.settings if facts else "",
                 drift=drift,
             ),
             image_env=facts.env if facts else (),

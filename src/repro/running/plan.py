@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from datetime import datetime, timezone
+from functools import cache
 from pathlib import Path
 
 import msgspec
 
-from repro import __version__, manifest
+from repro import __version__, identity, manifest
 from repro.engines.answers import EngineFacts
 from repro.engines.engine import ContainerSpec, Mount
 from repro.engines.refusal import STARTER
@@ -29,6 +31,7 @@ class Ingredients(Value, frozen=True, kw_only=True):
     """What has been found or made for a run before it is planned."""
 
     code: Code
+    code_prefix: str = ""  # of the project inside its repository
     code_folder: str  # the export of the snapshot on this host
     diff: str  # uncommitted changes, for people
     image: ImageUsed
@@ -53,6 +56,8 @@ class Circumstances(Value, frozen=True, kw_only=True):
     user: str  # name
     tracking_uri: str | None
     secrets_folder: str = ""  # on this host, in memory; "" without secrets
+    reproduces: str | None = None  # the run that this one executes again
+    repeats: str | None = None  # the first of the runs that `--repeat` makes
 
 
 class Plan(Value, frozen=True, kw_only=True):
@@ -110,7 +115,12 @@ def decide(experiment: Experiment, ingredients: Ingredients, circumstances: Circ
         tracking_uri=circumstances.tracking_uri,
         tracking_experiment=tracking.experiment or experiment.name,
         notices=(*ingredients.notices, *_unlimited(experiment, ingredients.engine)),
+        code_prefix=ingredients.code_prefix,
+        helper=helper(),
+        reproduces=circumstances.reproduces,
+        repeats=circumstances.repeats,
     )
+    planned = msgspec.structs.replace(planned, run_key=identity.run_key(planned))
     return Plan(
         planned=planned,
         folder=circumstances.folder,
@@ -123,6 +133,18 @@ def decide(experiment: Experiment, ingredients: Ingredients, circumstances: Circ
         secrets=experiment.secrets,
         secrets_folder=circumstances.secrets_folder,
     )
+
+
+@cache
+def helper() -> str:
+    """One sha256 over all that we mount into every container: it is as constant as our version."""
+    hasher = hashlib.sha256()
+    for path in sorted(INSIDE.rglob("*")):
+        if path.is_file() and "__pycache__" not in path.parts:
+            content = path.read_bytes()
+            name = path.relative_to(INSIDE).as_posix()
+            hasher.update(f"{len(content)} {name}\0".encode() + content)
+    return hasher.hexdigest()
 
 
 def start_command(
