@@ -28,9 +28,10 @@ ROOMS = (
     ("tracking", "story journal store view tracking client sdkclient restclient delivery nested upload faults"),
     ("tracking", "publication publisher lookup"),
     ("attest", "envelope statement keys agent signing policy"),
+    ("sharing", "remote snapshots parcel images pushing pulling"),
     ("", "keeper"),
     ("cleaning", "pins housekeeping leftovers reaping pruning"),
-    ("verbs", "findings enginecheck doctor ui imaging locking life"),
+    ("verbs", "findings enginecheck doctor ui imaging locking life attesting sharing"),
     ("", "run cli"),
 )
 LAYERS = [f"{room}.{module}".lstrip(".") for room, modules in ROOMS for module in modules.split()]

@@ -10,8 +10,8 @@ import hashlib
 from typing import Any, Literal
 
 import msgspec
-import rfc8785
 
+from repro import identity
 from repro.attest.envelope import MalformedError, strict
 from repro.errors import RefusedError
 from repro.experiment import Sha256, Value
@@ -80,7 +80,7 @@ def make(verification: Verification) -> bytes:
             f"the verification of run {verification.run} cannot be signed: it does not tell the run's result",
             hints=["records of earlier versions have no `result`: `repro run` it anew"],
         )
-    return rfc8785.dumps(
+    return identity.canonical(
         {
             "_type": STATEMENT,
             "predicate": _predicate(verification),
@@ -106,10 +106,10 @@ def read(payload: bytes) -> Claim:
     """
     value = strict(payload)
     try:
-        if rfc8785.dumps(value) != payload:
+        if identity.canonical(value) != payload:
             raise MalformedError("not in canonical JSON")
         found = msgspec.convert(value, _Statement)
-    except (rfc8785.CanonicalizationError, msgspec.ValidationError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # msgspec's and the canonical form's are ValueErrors
         raise MalformedError(f"no statement of a verification: {str(error)[:200]}") from error
     ours = found.predicate.verification
     if (found._type, found.predicateType, ours.version) != (STATEMENT, PREDICATE, VERSION):
