@@ -39,13 +39,14 @@ def plan(
     run, code = record.planned.run, record.planned.code
     if record.ended is None:
         raise RefusedError(f"run {run} is not over", hints=[f"`repro wait {run}`, `repro stop {run}`"])
+    snapshot = snapshots.look(repository, code.commit, record.planned.code_prefix)
     return Push(
         run=run,
         record=identity.record_digest(record),
         remote=str(remote),
-        snapshot=snapshots.look(repository, code.commit, record.planned.code_prefix),
+        snapshot=snapshot,
         there=SNAPSHOTS + code.commit in there,
-        shown=snapshots.shown_by(repository, code, set(there.values())),
+        shown=snapshots.shown_by(repository, code, snapshot, set(there.values())),
         packed=parcel.choose(folder, record, outputs=outputs),
     )
 

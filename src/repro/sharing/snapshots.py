@@ -16,6 +16,8 @@ from repro.experiment import Value
 from repro.record import Code, shown
 from repro.sharing.remote import SNAPSHOTS, Remote, Say
 
+CAPTURED = "repro@localhost Working tree, captured by repro"  # by whom, and the first line
+
 
 class Inner(Value, frozen=True, kw_only=True):
     """The snapshot of a submodule, or of a repository inside the project."""
@@ -110,38 +112,49 @@ def _pointers(repository: Repository, commit: str, prefix: str) -> dict[str, Poi
     return {path: pointer for path, pointer in found.items() if pointer}
 
 
-def shown_by(repository: Repository, code: Code, there: set[str]) -> Shown:
+def shown_by(repository: Repository, code: Code, snapshot: Snapshot, there: set[str]) -> Shown:
     """What the remote, which has the commits `there`, does not know yet of a snapshot."""
     asked = "".join(f"{commit}\n" for commit in there).encode()
     lines = git(repository.top, "cat-file", "--batch-check", stdin=asked).decode().splitlines()
     known = [line.split()[0] for line in lines if not line.endswith("missing")]
-    end = code.head or code.commit
-    asked = "\n".join([end, *(f"^{commit}" for commit in known)]).encode()
-    listed = git(repository.top, "log", "--format=%h %s", "--stdin", stdin=asked) if code.head else b""
-    uncommitted: tuple[str, ...] = ()
-    suspicious: tuple[str, ...] = ()
-    if code.dirty and code.commit not in there:
-        empty = git(repository.top, "hash-object", "-t", "tree", os.devnull).decode().strip()
-        ends = (code.head or empty, code.commit)
-        answer = git(repository.top, "diff-tree", "-r", "-z", "--no-renames", "--name-status", *ends)
-        fields = os.fsdecode(answer).split("\0")[:-1]
-        changes = list(zip(fields[0::2], fields[1::2], strict=True))
-        uncommitted = tuple(f"{letter} {shown(path)}" for letter, path in changes)
-        suspicious = tuple(_suspects(repository, code.commit, [path for letter, path in changes if letter == "A"]))
-    commits = tuple(line for line in listed.decode("utf-8", "replace").splitlines() if line)
-    return Shown(commits=commits, uncommitted=uncommitted, suspects=suspicious)
+    wanted = "\n".join([code.head, *(f"^{commit}" for commit in known)]).encode()
+    listed = git(repository.top, "log", "--format=%h %s", "--stdin", stdin=wanted) if code.head else b""
+    captured = [(repository.top, code.commit, "")] if code.dirty else []
+    captured += [
+        (Path(each.where), each.commit, f"{each.path}/")
+        for each in snapshot.inner
+        if git(Path(each.where), "log", "-1", "--format=%ae %s", each.commit).decode().strip() == CAPTURED
+    ]
+    uncommitted: list[str] = []
+    suspicious: list[str] = []
+    for where, commit, above in captured:
+        changes = _uncommitted(where, commit) if commit not in there else []
+        uncommitted += [f"{letter} {above}{shown(path)}" for letter, path in changes]
+        added = [path for letter, path in changes if letter == "A"]
+        suspicious += [f"{above}{each}" for each in _suspects(where, commit, added)]
+    return Shown(
+        commits=tuple(line for line in listed.decode("utf-8", "replace").splitlines() if line),
+        uncommitted=tuple(uncommitted),
+        suspects=tuple(suspicious),
+    )
 
 
-def _suspects(repository: Repository, commit: str, paths: list[str]) -> Iterator[str]:
+def _uncommitted(where: Path, commit: str) -> list[tuple[str, str]]:
+    """How a captured commit differs from the one that it is on top of: git's letter and the path."""
+    options = ("-r", "-z", "--root", "--no-renames", "--no-commit-id", "--name-status", "--ignore-submodules")
+    fields = os.fsdecode(git(where, "diff-tree", *options, commit)).split("\0")[:-1]
+    return list(zip(fields[0::2], fields[1::2], strict=True))
+
+
+def _suspects(where: Path, commit: str, paths: list[str]) -> Iterator[str]:
     """Which files look like secrets. They were untracked when they were captured, and may be gone by now."""
     with scratch.folder("repro-look-") as folder:
         for path in paths:
-            size = int(git(repository.top, "cat-file", "-s", f"{commit}:{path}"))
-            if size > suspects.SMALL:
+            if int(git(where, "cat-file", "-s", f"{commit}:{path}")) > suspects.SMALL:
                 continue
             copy = folder / "files" / path
             copy.parent.mkdir(parents=True, exist_ok=True)
-            copy.write_bytes(git(repository.top, "cat-file", "blob", f"{commit}:{path}"))
+            copy.write_bytes(git(where, "cat-file", "blob", f"{commit}:{path}"))
             if why := suspects.suspicion(folder / "files", path):
                 yield f"{shown(path)}: {why}"
 

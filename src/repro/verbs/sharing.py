@@ -148,9 +148,8 @@ def pull(args: argparse.Namespace, display: Display) -> int:
 def _outcome(pulled: Pulled) -> str:
     if pulled.new:
         return f"{pulled.run}, code {pulled.snapshot[:12]}"
-    return f"{pulled.run} was here; " + (
-        f"{report.many(len(pulled.added), 'file')} added" if pulled.added else "as it is"
-    )
+    added = f"{report.many(len(pulled.added), 'file')} added" if pulled.added else "nothing is new"
+    return f"{pulled.run} was here; {added}"
 
 
 def _tracking_uri(project: Project) -> str:
