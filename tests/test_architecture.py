@@ -14,7 +14,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "repro"
 # A room is a folder of the library; "" is its top. A module imports only from the rooms above its own, and from what
 # stands left of it: so arrows between rooms point one way, too.
 ROOMS = (
-    ("", "errors experiment project guard scratch record identity printable verdict"),
+    ("", "errors experiment tolerant project guard scratch record identity printable verdict"),
     ("", "manifest report config display download data"),
     ("secrets", "masking secretsources secretsfolder"),
     ("code", "repository lfs checkout suspects source"),
@@ -23,15 +23,18 @@ ROOMS = (
     ("recipe", "base pylock spec assembly inputs explain floating"),
     ("", "image lockfile"),
     ("images", "causes sameness oci distribution resolve inventory sbom ledger predecessor making verification"),
-    ("running", "ownership plan lease ending terminal pump nvidia resources quota keeping sweep"),
+    ("running", "ownership nvidia machine plan lease ending terminal pump resources quota keeping sweep"),
     ("", "runner"),
     ("tracking", "story journal store view tracking client sdkclient restclient delivery nested upload faults"),
     ("tracking", "publication publisher lookup"),
     ("attest", "envelope statement keys agent signing policy"),
     ("sharing", "remote snapshots parcel images pushing pulling"),
+    ("compare", "sides tolerance leaves intervals points filing metrics comparing"),
     ("", "keeper"),
     ("cleaning", "pins housekeeping leftovers reaping pruning"),
-    ("verbs", "findings enginecheck doctor ui imaging locking life attesting sharing"),
+    ("", "execution"),
+    ("restoring", "frozen codes held datasets ingredients ceiling replan materials again auditing repeating"),
+    ("verbs", "findings enginecheck doctor ui imaging locking life attesting sharing reproducing"),
     ("", "run cli"),
 )
 LAYERS = [f"{room}.{module}".lstrip(".") for room, modules in ROOMS for module in modules.split()]
@@ -47,6 +50,7 @@ DOORS = {
     "packageurl": {"images.sbom"},
     "mlflow": {"tracking.store", "tracking.sdkclient", "tracking.publisher", "verbs.ui"},
     "pathspec": {"manifest"},
+    "scipy": {"compare.intervals"},
     "pynvml": {"running.nvidia"},
     "rfc8785": {"identity"},
 }

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from repro.engines.engine import Engine
@@ -101,6 +102,38 @@ def test_a_run_goes_from_one_machine_to_another_with_code_and_image(
     assert pulled.read() == record
     assert node.client().images.get(record.planned.image.id).attrs["RepoDigests"] == [digest]
     assert git(bob.root, "show", f"{record.planned.code.commit}:words.txt") == "never committed"
+
+
+def test_a_colleague_reproduces_a_run_and_signs_that_and_it_comes_back(
+    alice: Project, repro: Repro, node: SecondEngine, tmp_path: Path
+) -> None:
+    assert repro("run", "experiment=toy", "gpus=none", "tracking.enabled=false").returncode == 0
+    run = latest(alice)[0].planned.run
+    assert repro("push").returncode == 0
+    (alice.root / "words.txt").write_text("later\n")
+    bob = clone(tmp_path / "remote.git", tmp_path / "bob")
+    there = bobs(bob, node)
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / "key")], check=True)
+    public = (tmp_path / "key.pub").read_text().strip()
+    policy = tmp_path / "policy.toml"
+    policy.write_text(f'threshold = 1\nlevel = "E5"\n[keys]\nbob = "{public}"\n')
+
+    assert there("pull", run).returncode == 0
+    done = there("verify", run, "--policy", str(policy))
+    assert (done.returncode, done.stdout) == (4, "0 of 1 signers that the policy demands\n"), done.stderr
+    done = there("reproduce", run, "--expect", "E5", "--sign", str(tmp_path / "key"))
+    assert done.returncode == 0, done.stderr
+    assert node.client().images.get(latest(alice)[0].planned.image.id)
+    assert there("push", run).returncode == 0
+
+    assert repro("pull", run).returncode == 0
+    done = repro("verify", run, "--policy", str(policy))
+    assert (done.returncode, "1 of 1 signers that the policy demands: bob" in done.stdout) == (0, True), done.stderr
+    folder = latest(alice)[1]
+    record = msgspec.structs.replace(folder.read().planned, notices=("another",))
+    folder.write(msgspec.structs.replace(folder.read(), planned=record))
+    done = repro("verify", run, "--policy", str(policy))
+    assert (done.returncode, "it is about another record" in done.stdout) == (4, True)
 
 
 def test_an_image_of_another_build_in_the_registry_keeps_its_tag(

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from repro import tolerant
 from repro.errors import BadInputError
 from repro.experiment import Value
 
@@ -293,7 +294,11 @@ class RunFolder:
             BadInputError: no record there, or one that another version wrote.
         """
         try:
-            return msgspec.json.decode(self.record.read_bytes(), type=Record)
+            content = self.record.read_bytes()
+            try:
+                return msgspec.json.decode(content, type=Record)
+            except msgspec.ValidationError:  # another version may have members that we do not know
+                return tolerant.read(msgspec.json.decode(content), Record)[0]
         except FileNotFoundError:
             raise BadInputError(f"{self.path} holds no run (no record.json)") from None
         except msgspec.DecodeError as error:

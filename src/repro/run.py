@@ -9,20 +9,21 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
 
 import msgspec
 
-from repro import config, guard, image, lockfile, report, runner
-from repro.cleaning import housekeeping
+from repro import config, image, lockfile, report, runner
 from repro.code import source
+from repro.compare.sides import Side
 from repro.display import Display, guarded
 from repro.engines.answers import EngineFacts
 from repro.engines.engine import Engine, connect
-from repro.errors import BadInputError, EnvironmentUnfitError, ExitCode, ReproError
+from repro.errors import BadInputError, ExitCode, ReproError
+from repro.execution import Execution
 from repro.experiment import BuildConfig, Experiment, ImageConfig
 from repro.image import Image
 from repro.images import ledger
@@ -31,12 +32,12 @@ from repro.project import Project, cache_folder, ignored_folder, user_name
 from repro.recipe import floating, inputs
 from repro.recipe.spec import ImageSpec
 from repro.record import DatasetUsed, End, ImageUsed, Record, RunFolder
-from repro.running import keeping, sweep
+from repro.restoring.repeating import Repeating
+from repro.running import keeping, machine, sweep
 from repro.running import plan as planning
 from repro.secrets import secretsfolder, secretsources
 from repro.tracking import journal
-from repro.tracking.tracking import Follower, resolve_uri
-from repro.tracking.tracking import status as tracking_status
+from repro.tracking.tracking import resolve_uri
 from repro.verbs import life
 
 FRAMEWORK_GPUS = "framework_gpus"  # a tag that `repro_run.seed()` sets
@@ -49,6 +50,9 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--locked", action="store_true", help="refuse when the image does not match repro.lock")
     flags.add_argument(
         "-d", "--detach", action="store_true", help="print the run's id when it has started, and leave it"
+    )
+    flags.add_argument(
+        "--repeat", type=int, default=1, metavar="N", help="run it N times, and say how much the results have in common"
     )
     flags.add_argument("--json", action="store_true", help="print the record instead of the summary")
     flags.add_argument("-v", "--verbose", action="store_true", help="stream the build's and the container's output")
@@ -65,12 +69,17 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _main(flags: argparse.Namespace, for_hydra: list[str], argv: tuple[str, ...], display: Display) -> int:
+    if flags.repeat < 1 or (flags.repeat > 1 and flags.detach):
+        raise BadInputError(
+            f"--repeat {flags.repeat}" + (": at least once" if flags.repeat < 1 else " and -d together"),
+            hints=["what ran is compared in the end, which somebody has to wait for: nohup repro run --repeat N … &"],
+        )
     session = Session(Project.find(Path.cwd()), display, argv=argv, locked=flags.locked, only_look=flags.plan)
     codes: list[int] = []
 
     def job(compose: Callable[[], config.Composed]) -> None:
         try:
-            codes.append(_job(session, compose(), flags, display))
+            codes.append(_repeated(session, compose(), flags, display))
         except ReproError as error:  # not through Hydra, which would print it in its own way
             display.error(error)
             codes.append(error.exit_code)
@@ -106,28 +115,55 @@ def _completion(wanted: list[str]) -> int:
     return ExitCode.OK
 
 
-def _job(session: Session, composed: config.Composed, flags: argparse.Namespace, display: Display) -> int:
-    plan = session.plan(composed)
+def _repeated(session: Session, composed: config.Composed, flags: argparse.Namespace, display: Display) -> int:
+    """One job; with --repeat so many runs of it, each compared with the first."""
+    if flags.plan or flags.detach:
+        return _planned_only(session, session.plan(composed), flags)
+    first, folder = session.execute(session.plan(composed))
+    code = _told(session, first, folder, flags, wait=_wait(composed))
+    if flags.repeat == 1 or code is not ExitCode.OK:
+        return code
+    again = session.repeats(first, folder, flags.repeat - 1)
+    composed = msgspec.structs.replace(composed, folder=None)  # each has its own
+    for number in range(2, flags.repeat + 1):
+        record, other = again.one_more(session.plan(composed, repeats=first.planned.run))
+        display.line(f"{number} of {flags.repeat}: {report.outcome(record)}")
+        code = max(code, _told(session, record, other, flags, wait=0.0))
+    with suppress(OSError):
+        print(again.text(), flush=True)
+    return max(code, ExitCode.OK if again.same else ExitCode.NO)
+
+
+def _planned_only(session: Session, plan: planning.Plan, flags: argparse.Namespace) -> int:
     if flags.plan:
         print(report.as_json(plan))
         return ExitCode.OK
-    if flags.detach:
-        record, folder = session.detach(plan)
-        print(report.as_json(record) if flags.json else record.planned.run, flush=True)
-        return ExitCode.OK
-    record, folder = session.execute(plan)
+    record, _folder = session.execution.detach(plan, session.engine)
+    print(report.as_json(record) if flags.json else record.planned.run, flush=True)
+    return ExitCode.OK
+
+
+def _wait(composed: config.Composed) -> float | None:
+    """Seconds to wait for MLflow: the jobs of a sweep do not, one after the other, and it catches up by itself."""
     wait = composed.experiment.tracking.wait
-    if wait is None and composed.sweep:  # its jobs do not wait for MLflow one after the other: it catches up by itself
-        wait = 0.0
-    mlflow = session.tracked(record, folder, wait)
+    return 0.0 if wait is None and composed.sweep else wait
+
+
+def _told(
+    session: Session, record: Record, folder: RunFolder, flags: argparse.Namespace, wait: float | None
+) -> ExitCode:
+    """Say how a run has ended; its exit code."""
+    mlflow = session.execution.tracked(record, folder, wait)
     metrics = journal.latest(folder)
     if record.started and record.started.gpus != "none" and journal.tags(folder).get(FRAMEWORK_GPUS) == "0":
-        display.notice("the container had GPUs, but the experiment's framework saw none: does the image hold CUDA?")
+        session.display.notice(
+            "the container had GPUs, but the experiment's framework saw none: does the image hold CUDA?"
+        )
     with suppress(OSError):  # the terminal may have gone
         print(report.as_json(record) if flags.json else report.summary(record, folder, metrics, mlflow), flush=True)
     code = life.exit_code(record)
     if code is not ExitCode.OK:
-        display.line(f"repro: {report.failure(record, folder)}")
+        session.display.line(f"repro: {report.failure(record, folder)}")
     if record.ended and record.ended.end is End.KILLED and keeping.interrupted(folder):
         raise KeyboardInterrupt  # it is meant for the whole multirun
     return code
@@ -160,7 +196,7 @@ def _conversation(session: Session, composed: config.Composed, command: str, dis
     display.line(
         f"in {plan.container.image[:19]} as {plan.container.user}; the experiment: {shlex.join(plan.planned.command)}"
     )
-    code = runner.converse(plan, session.engine, start, display.notice, session.let_prune)
+    code = runner.converse(plan, session.engine, start, display.notice, session.execution.let_prune)
     print(f"outputs  {RunFolder(Path(plan.folder)).outputs}")
     return code
 
@@ -180,8 +216,7 @@ class Session:
         self.project, self.display, self.argv = project, display, argv
         self.locked, self.only_look = locked, only_look
         self.images: dict[bytes, tuple[ImageSpec, Image, ledger.Contents | None]] = {}
-        self._follower: Follower | None = None
-        self._starting = ExitStack()  # what is pruned meanwhile
+        self.execution = Execution(project, display)
 
     @cached_property
     def engine(self) -> Engine:
@@ -256,9 +291,9 @@ class Session:
             step.detail = ", ".join(f"{each.name} ({report.many(len(each.files), 'file')})" for each in fetched)
         return fetched
 
-    def plan(self, composed: config.Composed, *, name_suffix: str = "") -> planning.Plan:
+    def plan(self, composed: config.Composed, *, name_suffix: str = "", repeats: str | None = None) -> planning.Plan:
         """Everything decided; what is missing (image, data) has been made, and stays until `execute` has begun."""
-        self._starting.enter_context(guard.starting())
+        self.execution.prevent_pruning()
         experiment = composed.experiment
         for name, secret in experiment.secrets.items():  # before anything is built for it
             secretsources.check(f"secrets.{name}", secret, self.project.root)
@@ -304,13 +339,14 @@ class Session:
             notices=tuple(notices),
             data=self.data(experiment),
             engine=self.facts,
+            machine=machine.of(self.facts, self.engine.host_url, gpus=experiment.gpus not in ("none", 0, ())),
         )
-        plan = planning.decide(experiment, ingredients, self.circumstances(composed, name_suffix))
+        plan = planning.decide(experiment, ingredients, self.circumstances(composed, name_suffix, repeats))
         for notice in plan.planned.notices[len(ingredients.notices) :]:  # the others have been said
             self.display.notice(notice)
         return plan
 
-    def circumstances(self, composed: config.Composed, name_suffix: str) -> planning.Circumstances:
+    def circumstances(self, composed: config.Composed, name_suffix: str, repeats: str | None) -> planning.Circumstances:
         """Time, place and person."""
         created = datetime.now(timezone.utc)
         run = planning.run_id(composed.experiment.name + name_suffix, created, secrets.token_bytes(3))
@@ -327,103 +363,20 @@ class Session:
             user=user_name(),
             tracking_uri=resolve_uri(tracking.uri, self.project) if tracking.enabled else None,
             secrets_folder=str(secretsfolder.place(run)) if composed.experiment.secrets else "",
+            repeats=repeats,
         )
 
     def execute(self, plan: planning.Plan) -> tuple[Record, RunFolder]:
         """Run the plan, while MLflow follows."""
-        ignored_folder(self.project.runs)
-        folder = RunFolder(Path(plan.folder))
-        housekeeping.remember(folder.path.parent)
-        with self.display.step("run") as step:
-            try:
-                record = runner.execute(
-                    plan,
-                    self.engine,
-                    started=self._started,
-                    output=step.output,
-                    say=self.display.notice,
-                )
-            finally:
-                self.let_prune()
-                self._link(plan.planned.run, folder)
-            step.detail = report.outcome(record)
-        return record, folder
+        return self.execution.execute(plan, self.engine)
 
-    def detach(self, plan: planning.Plan) -> tuple[Record, RunFolder]:
-        """Start the plan, and let a process of its own keep the run."""
-        ignored_folder(self.project.runs)
-        housekeeping.remember(Path(plan.folder).parent)
-        with self.display.step("run") as step:
-            held, record = runner.launch(plan, self.engine)
-            for notice in record.started.notices if record.started else ():
-                self.display.notice(notice)
-            self._recorded(held.folder, record)
-            runner.hand_over(held, self.project)
-            step.detail = (
-                f"started; `repro attach {record.planned.run}` looks on, `repro stop {record.planned.run}` ends it"
-            )
-        return record, held.folder
-
-    def _recorded(self, folder: RunFolder, record: Record) -> None:
-        self.let_prune()
-        self._link(record.planned.run, folder)
-        here = folder.path.is_relative_to(self.project.root)
-        if here and not folder.path.is_relative_to(self.project.runs):  # the user chose it, perhaps where git looks
-            with suppress(EnvironmentUnfitError):
-                ignored_folder(folder.path)
-
-    def _started(self, folder: RunFolder, record: Record) -> None:
-        self._recorded(folder, record)
-        # only now: MLflow's import would compete with the start of the container for the machine's cores
-        if record.planned.tracking_uri is not None:
-            try:
-                self.follower(record.planned.tracking_uri).follow(folder)
-            except OSError as error:
-                self.display.notice(f"not in MLflow for now: {error}; `repro sync {record.planned.run}` catches up")
-
-    def _link(self, run: str, folder: RunFolder) -> None:
-        """Every verb finds a run by its id below runs/, wherever its folder is; one that did not take place is gone."""
-        link = self.project.runs / run
-        if link != folder.path:
-            with suppress(OSError):
-                if not folder.record.exists():
-                    link.unlink()
-                elif not link.is_symlink():
-                    link.symlink_to(folder.path, target_is_directory=True)
-
-    def follower(self, uri: str) -> Follower:
-        """The process that feeds MLflow: started when first asked for, one for all jobs."""
-        if self._follower is None:
-            self._follower = Follower.start(self.project, uri)
-        return self._follower
-
-    def tracked(self, record: Record, folder: RunFolder, seconds: float | None) -> str:
-        """What to tell the user of MLflow, after waiting for it for at most `seconds` (None: what is reasonable)."""
-        if self._follower is None or record.planned.tracking_uri is None:
-            return "off"
-        try:
-            replies = self._follower.wait(seconds, folder)
-        except KeyboardInterrupt:  # the run is over and recorded: its summary is worth more than the wait
-            replies = []
-        for reply in replies:
-            for remark in reply.remarks:
-                self.display.notice(f"MLflow: {remark}")
-            if not reply.ok:
-                self.display.notice(reply.text)
-                self.display.notice_hints(reply.hints)
-        if not any(reply.run == record.planned.run for reply in replies):
-            return "on its way, in the background; `repro ui` shows it in a few seconds"
-        return tracking_status(folder)
-
-    def let_prune(self) -> None:
-        """What a run has found may be pruned: its container holds it from now on."""
-        self._starting.close()
+    def repeats(self, first: Record, folder: RunFolder, more: int) -> Repeating:
+        """Runs of the same plan, each compared with the first."""
+        return Repeating(Side(record=first, folder=folder), self.execution, self.engine, more)
 
     def close(self) -> None:
-        """Let go of what the session holds; the follower finishes by itself."""
-        self.let_prune()
-        if self._follower:
-            self._follower.close()
+        """Let go of what the session holds."""
+        self.execution.close()
 
 
 if __name__ == "__main__":

@@ -54,6 +54,8 @@ def _write_project(repository: Repository, commit: str, prefix: str, folder: Pat
 
 
 def _open_nested(repository: Repository, path: str, commit: str) -> Repository:
+    if repository.bare:
+        return repository
     if (repository.top / path / ".git").exists():
         inner = open_repository(repository.top / path)
         if has(inner, commit) or not has(repository, commit):

@@ -51,6 +51,7 @@ class Repository(Value, frozen=True, kw_only=True):
     head: str  # "" when there is no commit yet, and so is `tree`
     tree: str
     branch: str | None
+    bare: bool = False  # no working tree: all commits, those of submodules too, are in its objects
 
 
 class Talk(Value, frozen=True, kw_only=True):
@@ -212,6 +213,11 @@ def open_repository(root: Path) -> Repository:
         tree=tree,
         branch=shown(full_name.removeprefix("refs/heads/")) if full_name.startswith("refs/") else None,
     )
+
+
+def bare_repository(place: Path) -> Repository:
+    """A repository without a working tree, as `git init --bare` makes one."""
+    return Repository(top=place, git_dir=place, common_dir=place, prefix="", head="", tree="", branch=None, bare=True)
 
 
 def remote(repository: Repository) -> str | None:

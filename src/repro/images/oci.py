@@ -93,7 +93,7 @@ def _taken_apart(chunks: Iterator[bytes], image: ImageFacts, folder: Path, say: 
     links: dict[str, str] = {}
     say(f"asking the engine for {image.size / 1e6:.0f} MB")  # which some collect first, without a sign of life
     progress = _Progress("read", image.size, say)
-    with tarfile.open(fileobj=_Stream(chunks), mode="r|", bufsize=BLOCK) as archive:
+    with tarfile.open(fileobj=Stream(chunks), mode="r|", bufsize=BLOCK) as archive:
         for member in archive:
             name = posixpath.normpath(member.name)
             if member.isfile():
@@ -366,8 +366,8 @@ class _Counted:
             yield block
 
 
-class _Stream(io.RawIOBase):
-    """Chunks as a file that can be read once."""
+class Stream(io.RawIOBase):
+    """Chunks as a file that can be read once, from its beginning to its end."""
 
     def __init__(self, chunks: Iterator[bytes]) -> None:
         self.chunks, self.rest = chunks, b""

@@ -19,6 +19,7 @@ from repro.errors import BadInputError
 from repro.experiment import Experiment, Resources, RunSecret, Value
 from repro.record import Code, DatasetUsed, Host, ImageUsed, Planned, RunFolder
 from repro.running import ownership
+from repro.running.machine import Machine
 from repro.secrets.secretsfolder import INSIDE as SECRETS
 
 INSIDE = Path(__file__).parents[1] / "inside"  # what we mount into every container
@@ -39,6 +40,7 @@ class Ingredients(Value, frozen=True, kw_only=True):
     inputs: dict[str, str]  # texts that the image was made from, by path
     data: tuple[DatasetUsed, ...]
     engine: EngineFacts
+    machine: Machine = Machine()
     notices: tuple[str, ...] = ()
 
 
@@ -104,11 +106,8 @@ def decide(experiment: Experiment, ingredients: Ingredients, circumstances: Circ
         code=ingredients.code,
         image=ingredients.image,
         data=ingredients.data,
-        host=_host(ingredients.engine, circumstances.user),
-        # where the engine runs as the caller, its root is the caller, and any other user cannot write their files
-        user="0:0"
-        if ingredients.engine.rootless or experiment.user == "root"
-        else f"{circumstances.uid}:{circumstances.gid}",
+        host=host(ingredients.engine, ingredients.machine, circumstances.user),
+        user=user(experiment, ingredients.engine, circumstances),
         env=env,
         gpus_asked=gpus_text(gpus) + (" or none" if cpu_fallback else ""),
         network=experiment.network,
@@ -124,7 +123,7 @@ def decide(experiment: Experiment, ingredients: Ingredients, circumstances: Circ
     return Plan(
         planned=planned,
         folder=circumstances.folder,
-        container=_container(experiment, ingredients, planned, circumstances, gpus),
+        container=container(experiment, ingredients, planned, circumstances, gpus),
         cpu_fallback=cpu_fallback,
         time_limit=experiment.resources.time_limit,
         stop_grace=experiment.resources.stop_grace,
@@ -133,6 +132,13 @@ def decide(experiment: Experiment, ingredients: Ingredients, circumstances: Circ
         secrets=experiment.secrets,
         secrets_folder=circumstances.secrets_folder,
     )
+
+
+def user(experiment: Experiment, engine: EngineFacts, circumstances: Circumstances) -> str:
+    """Who the container's program is, as uid:gid."""
+    # where the engine runs as the caller, its root is the caller, and any other user cannot write their files
+    as_root = engine.rootless or experiment.user == "root"
+    return "0:0" if as_root else f"{circumstances.uid}:{circumstances.gid}"
 
 
 @cache
@@ -269,7 +275,8 @@ def container_env(experiment: Experiment, ingredients: Ingredients, circumstance
     return defaults | experiment.env | ours
 
 
-def _host(engine: EngineFacts, user: str) -> Host:
+def host(engine: EngineFacts, machine: Machine, user: str) -> Host:
+    """What a record keeps of the machine."""
     return Host(
         name=engine.name,
         user=user,
@@ -277,12 +284,18 @@ def _host(engine: EngineFacts, user: str) -> Host:
         cpus=engine.cpus,
         memory=engine.memory,
         engine=f"{engine.product} {engine.version} ({engine.store})",
+        architecture=machine.architecture,
+        kernel=machine.kernel,
+        cpu=machine.cpu,
+        cpu_flags=machine.cpu_flags,
+        gpus=machine.gpus,
     )
 
 
-def _container(
+def container(
     experiment: Experiment, ingredients: Ingredients, planned: Planned, circumstances: Circumstances, gpus: Gpus
 ) -> ContainerSpec:
+    """The container of what is planned."""
     limits, folder = experiment.resources, RunFolder(Path(circumstances.folder))
     mounts = [
         Mount(source=ingredients.code_folder, target="/workspace"),

@@ -41,6 +41,11 @@ def digests(record: Record, folder: RunFolder) -> tuple[str, ...]:
     return tuple(dict.fromkeys(each for each in found if each))
 
 
+def located(record: Record, folder: RunFolder) -> ImageUsed:
+    """The image of a run, with the repo digest that it may be pulled by: also one that it got after the run."""
+    return msgspec.structs.replace(record.planned.image, digest=next(iter(digests(record, folder)), None))
+
+
 def repository(record: Record) -> str | None:
     """The name of the run's image in the registry of its configuration; None where it has none."""
     configured: dict[str, Any] = record.planned.config.get("image") or {}

@@ -138,7 +138,6 @@ def _written(parcel: Parcel, here: Path, project: Project) -> list[str]:
         folder = temporary / parcel.run
         folder.mkdir()
         parcel.write(folder)
-        (folder / "outputs").mkdir(exist_ok=True)
         folder.rename(here)
     return []
 
