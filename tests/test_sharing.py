@@ -22,6 +22,7 @@ from repro.project import Project
 from repro.record import OutputFile, Record, RunFolder
 from repro.sharing.remote import hide, ref_of, run_of
 from repro.tracking import publisher
+from repro.tracking.tracking import State
 from tests.conftest import commit
 from tests.test_record import record as example
 
@@ -140,6 +141,7 @@ def test_a_pushed_run_is_had_in_another_clone_with_the_uncommitted_work_that_ran
     assert (done.code, done.out) == (0, f"{bob.runs / RUN}\n"), done.err
     ours, theirs = files(folder.path), files(pulled(bob).path)
     assert ours.pop("outputs/deep/x") == b"42\n"
+    assert theirs.pop(".elsewhere") == b""
     assert theirs == ours
     record = pulled(bob).read()
     assert record == folder.read()
@@ -203,8 +205,51 @@ def test_links_that_an_experiment_left_give_nothing_of_the_machine_away(
     assert say(alice, "push", "--outputs", RUN).code == 0
     say(bob, "pull", RUN)
     assert set(files(pulled(bob).path)) == {
-        *("record.json", "config.yaml", "inputs/Dockerfile", "journal/events-1.jsonl", f"verifications/{SIGNED}")
+        *(
+            ".elsewhere",
+            "record.json",
+            "config.yaml",
+            "inputs/Dockerfile",
+            "journal/events-1.jsonl",
+            f"verifications/{SIGNED}",
+        )
     }
+
+
+SERVER = "https://mlflow.example"
+
+
+@pytest.mark.parametrize(
+    ("uri", "ended", "known"),
+    [(SERVER, True, True), (SERVER, False, False), ("sqlite:////a.db", True, False), ("https://evil", True, False)],
+    ids=["on the server", "not all of it", "in a file of hers", "on another server"],
+)
+def test_the_id_in_mlflow_travels_where_both_look_at_the_same_server(
+    alice: Project,
+    bob: Project,
+    say: Say,
+    uri: str,
+    ended: bool,
+    known: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", SERVER)
+    state = State(uri=uri, experiment_id="1", run="ab" * 16, ended=ended, artifacts=True)
+    made(alice).tracking.write_bytes(msgspec.json.encode(state))
+    say(alice, "push", RUN)
+    say(bob, "pull", RUN)
+    assert say(bob, "show", "abab").code == (0 if known else 2)
+
+
+@pytest.mark.tracking
+def test_a_run_of_somebody_else_goes_to_the_projects_own_store_whatever_server_it_names(
+    alice: Project, bob: Project, say: Say
+) -> None:
+    made(alice, tracking_uri="http://127.0.0.1:9")
+    say(alice, "push", RUN)
+    say(bob, "pull", RUN)
+    done = say(bob, "sync", RUN)
+    assert (done.code, bob.store.exists()) == (0, True), done.err
 
 
 def test_what_is_too_long_for_git_stays_and_is_told(alice: Project, say: Say) -> None:

@@ -37,7 +37,8 @@ class Claim(Value, frozen=True, kw_only=True):
 
     def __str__(self) -> str:
         level = str(self.level) if self.level is not None else "nothing"
-        return f"{level} on the {self.witness}" + (f", by {self.rerun}" if self.rerun else "")
+        where = "another host" if self.witness == "other host" else "the same host"
+        return f"{level} on {where}" + (f", by {self.rerun}" if self.rerun else "")
 
 
 class _Digest(msgspec.Struct, frozen=True, kw_only=True):

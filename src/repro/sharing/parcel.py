@@ -20,7 +20,7 @@ from repro.code.repository import Repository, git, reading
 from repro.errors import EnvironmentUnfitError, RefusedError
 from repro.experiment import Value
 from repro.record import Record, RunFolder, shown, write_atomic
-from repro.tracking import tracking
+from repro.tracking import store, tracking
 
 RECORD = "record.json"
 NEEDED = (RECORD, "config.yaml", "config.json", "uncommitted.diff.txt", "stop.json", "verification.json")
@@ -79,7 +79,7 @@ def choose(folder: RunFolder, record: Record, *, outputs: bool) -> Packed:
 
 def _candidates(folder: RunFolder, record: Record, *, outputs: bool) -> Iterator[tuple[str, int]]:
     for name in (*NEEDED, *OPTIONAL):
-        if name != TRACKING or tracking.complete(folder):  # half of it would make others send the rest
+        if name != TRACKING or _tracked_for_all(folder):
             yield from _plain(folder.path, name)
     for name in (*NEEDED_FOLDERS, *OPTIONAL_FOLDERS):
         if (folder.path / name).is_symlink():
@@ -92,6 +92,12 @@ def _candidates(folder: RunFolder, record: Record, *, outputs: bool) -> Iterator
         steps = [folder.path / OUTPUTS / part for part in ["", *map(str, Path(output.path).parents)]]
         if not any(step.is_symlink() for step in steps):
             yield from _plain(folder.path, f"{OUTPUTS}/{output.path}")
+
+
+def _tracked_for_all(folder: RunFolder) -> bool:
+    """Whether MLflow has all of a run, where others see it: else they would send it once more."""
+    known = tracking.state(folder)
+    return known is not None and tracking.complete(folder) and store.sqlite_file(known.uri) is None
 
 
 def _plain(place: Path, name: str) -> Iterator[tuple[str, int]]:

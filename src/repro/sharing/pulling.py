@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from repro import identity, scratch
@@ -15,6 +15,7 @@ from repro.record import Record, RunFolder
 from repro.sharing import snapshots
 from repro.sharing.parcel import Parcel
 from repro.sharing.remote import RUNS, Remote, Say, ref_of, run_of
+from repro.tracking import tracking
 
 MLFLOW_ID = re.compile("[0-9a-f]{32}")
 NAMED = 10
@@ -90,9 +91,18 @@ def ask_tracking(wanted: str, uri: str) -> Tracked | None:
 
 
 def fetch(
-    run: str, project: Project, remote: Remote, there: dict[str, str], say: Say, *, tracked: Tracked | None = None
+    run: str,
+    project: Project,
+    remote: Remote,
+    there: dict[str, str],
+    say: Say,
+    *,
+    tracked: Tracked | None = None,
+    uri: Callable[[], str],
 ) -> Pulled:
     """The run as a folder below runs/, and its code in the repository. What is here already is never replaced.
+
+    `uri` tells where this project's runs are in MLflow: what a run says of another place is not taken over.
 
     Raises:
         RefusedError: there is another record of this id, here or in MLflow.
@@ -113,7 +123,7 @@ def fetch(
     snapshots.fetch(planned.code, planned.code_prefix, remote, there, repository, say)
     git(repository.top, "update-ref", ref, commit)
     try:
-        added = parcel.add(RunFolder(here)) if before else _written(parcel, here, project)
+        added = parcel.add(RunFolder(here)) if before else _written(parcel, here, project, uri)
     except OSError as error:
         raise EnvironmentUnfitError(f"{here} cannot be written", evidence=[str(error)]) from error
     return Pulled(
@@ -132,12 +142,16 @@ def _read(place: Path) -> Record | None:
     return RunFolder(place).read()
 
 
-def _written(parcel: Parcel, here: Path, project: Project) -> list[str]:
+def _written(parcel: Parcel, here: Path, project: Project, uri: Callable[[], str]) -> list[str]:
     """The folder, in one step: whoever looks meanwhile sees no half of a run."""
     with scratch.folder(".pulling-", ignored_folder(project.runs)) as temporary:
         folder = temporary / parcel.run
         folder.mkdir()
         parcel.write(folder)
+        known = tracking.state(RunFolder(folder))
+        if known is None or known.uri != uri():
+            RunFolder(folder).tracking.unlink(missing_ok=True)
+        RunFolder(folder).elsewhere.touch()
         folder.rename(here)
     return []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -135,7 +136,8 @@ def pull(args: argparse.Namespace, display: Display) -> int:
     tracked = pulling.ask_tracking(args.run, _tracking_uri(project)) if pulling.MLFLOW_ID.fullmatch(args.run) else None
     run = pulling.choose(args.run, there, tracked)
     with display.step("run") as step:
-        pulled = pulling.fetch(run, project, remote, there, step.say, tracked=tracked)
+        uri = partial(_tracking_uri, project)
+        pulled = pulling.fetch(run, project, remote, there, step.say, tracked=tracked, uri=uri)
         step.detail = _outcome(pulled)
     image = _pull_image(project, run, display) if args.image else None
     if args.json:
