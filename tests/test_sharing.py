@@ -205,14 +205,12 @@ def test_links_that_an_experiment_left_give_nothing_of_the_machine_away(
     assert say(alice, "push", "--outputs", RUN).code == 0
     say(bob, "pull", RUN)
     assert set(files(pulled(bob).path)) == {
-        *(
-            ".elsewhere",
-            "record.json",
-            "config.yaml",
-            "inputs/Dockerfile",
-            "journal/events-1.jsonl",
-            f"verifications/{SIGNED}",
-        )
+        ".elsewhere",
+        "record.json",
+        "config.yaml",
+        "inputs/Dockerfile",
+        "journal/events-1.jsonl",
+        f"verifications/{SIGNED}",
     }
 
 
