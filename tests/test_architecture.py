@@ -23,7 +23,7 @@ ROOMS = (
     ("recipe", "base pylock spec assembly inputs explain floating"),
     ("", "image lockfile"),
     ("images", "causes sameness oci distribution resolve inventory sbom ledger predecessor making verification"),
-    ("running", "ownership nvidia machine plan lease ending terminal pump resources quota keeping sweep"),
+    ("running", "ownership nvidia machine determinism plan lease ending terminal pump resources quota keeping sweep"),
     ("", "runner"),
     ("tracking", "story journal store view tracking client sdkclient restclient delivery nested upload faults"),
     ("tracking", "publication publisher lookup"),

@@ -21,6 +21,7 @@ from repro.project import Project
 from repro.record import Record, RunFolder, folders
 from repro.verdict import Level, Verification
 from tests.conftest import commit, script, write_experiment
+from tests.test_experiments_engine import client, mlflow_run
 
 pytestmark = pytest.mark.engine
 
@@ -145,7 +146,9 @@ def test_a_lost_image_is_built_anew_and_offline_it_is_lost(lab: Project, repro: 
     assert "image lost" in lost.stderr
     assert "--rebuild" in lost.stderr
     assert [(each.rerun, each.verdict) for each in left(folder)] == [(None, None)]
-    assert repro("verify", first.planned.run).returncode == 3
+    audit = repro("verify", first.planned.run)
+    assert audit.returncode == 0
+    assert "no copy of the image is left: it would have to be built anew" in audit.stdout
     done = repro("reproduce", first.planned.run)
     assert done.returncode == 0, done.stderr
     assert "OTHER LAYERS" in done.stderr
@@ -241,6 +244,23 @@ def test_an_attempt_that_is_ended_in_the_middle_leaves_a_record(
     assert rerun.read().planned.reproduces == first.planned.run
     assert [each.verdict for each in left(folder)] == [None]
     assert "1 attempt came to no verdict" in repro("verify", first.planned.run).stdout
+
+
+@pytest.mark.tracking
+def test_mlflow_shows_what_a_run_reproduces_and_the_verdict(lab: Project, repro: Repro) -> None:
+    assert repro("run", "--repeat", "2", "experiment=toy", "tracking.wait=60").returncode == 0
+    first, second = (folder.read() for folder in folders(lab.runs))
+    assert repro("reproduce", first.planned.run).returncode == 0
+    rerun = folders(lab.runs)[-1].read()
+    until = time.monotonic() + 60
+    while "verdict" not in mlflow_run(lab, rerun).data.tags and time.monotonic() < until:
+        time.sleep(0.5)
+    tags = mlflow_run(lab, rerun).data.tags
+    assert (tags["reproduces"], tags["verdict"]) == (first.planned.run, "E5")
+    tags = mlflow_run(lab, second).data.tags
+    assert (tags["repeats"], tags["verdict"]) == (first.planned.run, "E5")
+    names = {item.path for item in client(lab).list_artifacts(mlflow_run(lab, rerun).info.run_id)}
+    assert "verification.json" in names
 
 
 # verify ----------------------------------------------------------------------------------------------------------

@@ -13,12 +13,12 @@ from contextlib import suppress
 from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from repro import config, image, lockfile, report, runner
 from repro.code import source
-from repro.compare.sides import Side
 from repro.display import Display, guarded
 from repro.engines.answers import EngineFacts
 from repro.engines.engine import Engine, connect
@@ -32,13 +32,15 @@ from repro.project import Project, cache_folder, ignored_folder, user_name
 from repro.recipe import floating, inputs
 from repro.recipe.spec import ImageSpec
 from repro.record import DatasetUsed, End, ImageUsed, Record, RunFolder
-from repro.restoring.repeating import Repeating
 from repro.running import keeping, machine, sweep
 from repro.running import plan as planning
 from repro.secrets import secretsfolder, secretsources
 from repro.tracking import journal
 from repro.tracking.tracking import resolve_uri
 from repro.verbs import life
+
+if TYPE_CHECKING:
+    from repro.restoring.repeating import Repeating
 
 FRAMEWORK_GPUS = "framework_gpus"  # a tag that `repro_run.seed()` sets
 
@@ -372,6 +374,9 @@ class Session:
 
     def repeats(self, first: Record, folder: RunFolder, more: int) -> Repeating:
         """Runs of the same plan, each compared with the first."""
+        from repro.compare.sides import Side
+        from repro.restoring.repeating import Repeating
+
         return Repeating(Side(record=first, folder=folder), self.execution, self.engine, more)
 
     def close(self) -> None:
