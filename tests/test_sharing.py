@@ -20,7 +20,8 @@ from repro import cli, identity
 from repro.code import source
 from repro.project import Project
 from repro.record import OutputFile, Record, RunFolder
-from repro.sharing.remote import hide, ref_of, run_of
+from repro.sharing import images
+from repro.sharing.remote import hide, ref_of, runs
 from repro.tracking import publisher
 from repro.tracking.tracking import State
 from tests.conftest import commit
@@ -450,6 +451,51 @@ def test_what_nobody_has_pushed_so_is_not_taken(
     assert list(bob.runs.glob(".pulling*")) == []
 
 
+def renamed(folder: RunFolder, run: str, **code: str) -> RunFolder:
+    record = folder.read()
+    planned = msgspec.structs.replace(
+        record.planned, run=run, code=msgspec.structs.replace(record.planned.code, **code)
+    )
+    folder.write(msgspec.structs.replace(record, planned=planned))
+    return folder
+
+
+def test_a_run_whose_name_is_a_way_out_of_the_project_is_none(
+    alice: Project, bob: Project, remote: Path, say: Say
+) -> None:
+    made(alice)
+    say(alice, "push", RUN)
+    record = renamed(pulled(alice), "../evil").read()
+    content = pulled(alice).record.read_bytes()
+    forged(remote, {"record.json": ("100644", content)}, f"x\n\nrecord sha256:{identity.record_digest(record)}\n")
+    git(remote, "update-ref", "refs/repro/runs/%2e%2e/evil", ref_of(RUN))
+    assert say(bob, "pull", "../evil").code == 2
+    assert say(bob, "pull", RUN).code == 3
+    assert say(bob, "pull").out == f"{RUN}\n"
+    assert not (bob.root / "evil").exists()
+
+
+@pytest.mark.parametrize("field", ["commit", "tree"])
+def test_a_record_whose_commit_is_an_option_of_git_is_not_taken(
+    alice: Project, bob: Project, remote: Path, say: Say, field: str
+) -> None:
+    made(alice)
+    say(alice, "push", RUN)
+    record = renamed(pulled(alice), RUN, **{field: "--upload-pack=touch evil"}).read()
+    content = pulled(alice).record.read_bytes()
+    forged(remote, {"record.json": ("100644", content)}, f"x\n\nrecord sha256:{identity.record_digest(record)}\n")
+    done = say(bob, "pull", RUN)
+    assert (done.code, "its record names no commit" in done.err) == (3, True)
+
+
+def test_what_is_no_digest_is_nothing_to_pull_an_image_by(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    images.note(folder, "host:1/name@sha256:" + "a" * 64)
+    assert images.shared(folder).image == "host:1/name@sha256:" + "a" * 64
+    (tmp_path / "shared.json").write_text('{"image": "host:1/name:latest"}')
+    assert images.shared(folder).image is None
+
+
 def test_a_record_that_names_another_run_is_not_taken(alice: Project, bob: Project, remote: Path, say: Say) -> None:
     made(alice)
     say(alice, "push", RUN)
@@ -513,7 +559,7 @@ def test_addresses_lose_their_passwords_and_names_of_runs_are_refs() -> None:
     )
     odd = "20261123-191500-a...b-3f9c1a"
     git(Path(), "check-ref-format", ref_of(odd))
-    assert run_of(ref_of(odd)) == odd
+    assert runs([ref_of(odd), "refs/heads/main"]) == [odd]
 
 
 # by MLflow's id -------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -15,11 +15,13 @@ from repro.experiment import Value
 from repro.record import ImageUsed, Record, RunFolder, write_atomic
 from repro.sharing.remote import Say
 
+RepoDigest = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]*@sha256:[0-9a-f]{64}$")]
+
 
 class Shared(Value, frozen=True, kw_only=True):
     """shared.json: where else the parts of a run are. It is beside the record, which stays as it was."""
 
-    image: str | None = None  # repo digest
+    image: RepoDigest | None = None
 
 
 def shared(folder: RunFolder) -> Shared:

@@ -14,7 +14,7 @@ from repro.project import Project, ignored_folder
 from repro.record import Record, RunFolder
 from repro.sharing import snapshots
 from repro.sharing.parcel import Parcel
-from repro.sharing.remote import RUNS, Remote, Say, ref_of, run_of
+from repro.sharing.remote import Remote, Say, ref_of, runs
 from repro.tracking import tracking
 
 MLFLOW_ID = re.compile("[0-9a-f]{32}")
@@ -45,16 +45,16 @@ def choose(wanted: str, there: Mapping[str, str], tracked: Tracked | None) -> st
     Raises:
         BadInputError: none, or several.
     """
-    runs = sorted(run_of(ref) for ref in there if ref.startswith(RUNS))
+    known_runs = runs(there)
     if tracked:
         wanted = tracked.run
-    found = [run for run in runs if run == wanted] or [run for run in runs if run.startswith(wanted)]
+    found = [run for run in known_runs if run == wanted] or [run for run in known_runs if run.startswith(wanted)]
     if wanted == "latest":
-        found = runs[-1:]
+        found = known_runs[-1:]
     if len(found) == 1:
         return found[0]
     if not found:
-        known = [f"it has {len(runs)}: `repro pull` lists them"] if runs else ["it has none"]
+        known = [f"it has {len(known_runs)}: `repro pull` lists them"] if known_runs else ["it has none"]
         raise BadInputError(
             f"the remote has no run that begins with {wanted!r}",
             evidence=known,

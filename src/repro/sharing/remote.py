@@ -14,6 +14,7 @@ from repro.errors import BadInputError, EnvironmentUnfitError
 Say = Callable[[str], None]
 
 SNAPSHOTS, RUNS = "refs/repro/snap/", "refs/repro/runs/"
+RUN = re.compile(r"\d{8}-\d{6}-[A-Za-z0-9][A-Za-z0-9_.-]*-[0-9a-f]{6}")  # what a run of ours is called
 REJECTED = re.compile(r"^! \[(remote )?rejected\]|\((fetch first|non-fast-forward|stale info)\)", re.MULTILINE)
 MOVED = re.compile(r"\((fetch first|non-fast-forward|stale info|incorrect old value provided|failed to update ref)\)")
 NOISE = re.compile(r"^(To |Everything up-to-date|remote: *$|\w[\w ]+: +\d+% |hint: |From | = )")
@@ -29,9 +30,10 @@ def ref_of(run: str) -> str:
     return RUNS + run.replace("..", ".%2e")
 
 
-def run_of(ref: str) -> str:
-    """The run of such a ref."""
-    return ref.removeprefix(RUNS).replace("%2e", ".")
+def runs(refs: Iterable[str]) -> list[str]:
+    """The runs of such refs, oldest first. What has no name of a run is none, and is never a path here."""
+    found = (ref.removeprefix(RUNS).replace("%2e", ".") for ref in refs if ref.startswith(RUNS))
+    return sorted(run for run in found if RUN.fullmatch(run))
 
 
 class Remote:

@@ -120,16 +120,15 @@ def pull(args: argparse.Namespace, display: Display) -> int:
     """A run folder and its code, from a git remote."""
     from repro.code.repository import open_repository
     from repro.sharing import pulling
-    from repro.sharing.remote import RUNS, Remote, run_of
+    from repro.sharing.remote import Remote, runs
 
     project = Project.find(Path.cwd())
     remote = Remote(open_repository(project.root), args.remote)
     with display.step("look") as step:
         there = remote.refs(step.say)
-        runs = sorted(run_of(ref) for ref in there if ref.startswith(RUNS))
-        step.detail = f"{remote} has {report.many(len(runs), 'run')}"
+        step.detail = f"{remote} has {report.many(len(runs(there)), 'run')}"
     if args.run is None:
-        rows = [{"run": run, "here": (project.runs / run).exists()} for run in reversed(runs)]
+        rows = [{"run": run, "here": (project.runs / run).exists()} for run in reversed(runs(there))]
         lines = [f"{row['run']}  {'here' if row['here'] else ''}".rstrip() for row in rows]
         print(report.as_json(rows) if args.json else "\n".join(lines) or f"{remote} has no runs")
         return ExitCode.OK
