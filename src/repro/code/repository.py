@@ -137,6 +137,14 @@ def talk(where: Path, *arguments: str, say: Callable[[str], None], hooks: bool =
         return Talk(code=process.returncode, answer=os.fsdecode(answer.read()), said="\n".join(said).strip())
 
 
+def blobs(where: Path, oids: Iterable[str]) -> Iterator[bytes]:
+    """The contents of these objects, which are there, one after the other and by one call of git."""
+    with reading(where, "cat-file", "--batch", "--buffer", stdin="".join(f"{oid}\n" for oid in oids).encode()) as found:
+        while header := found.readline():
+            yield found.read(int(header.split()[2]))
+            found.read(1)
+
+
 def has(repository: Repository, commit: str) -> bool:
     """Whether a commit is in a repository."""
     return bool(git(repository.top, "rev-parse", "-q", "--verify", f"{commit}^{{commit}}", fine=(0, 1, 128)))

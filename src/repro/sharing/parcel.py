@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from repro import identity, scratch
-from repro.code.repository import Repository, git, reading
+from repro.code.repository import Repository, blobs, git
 from repro.errors import EnvironmentUnfitError, RefusedError
 from repro.experiment import Value
 from repro.record import Record, RunFolder, shown, write_atomic
@@ -227,12 +227,8 @@ class Parcel:
             yield path, content
 
     def _contents(self, entries: list[_Entry]) -> Iterator[tuple[str, bytes]]:
-        asked = "".join(f"{entry.oid}\n" for entry in entries).encode()
-        with reading(self._repository.top, "cat-file", "--batch", "--buffer", stdin=asked) as objects:
-            for entry in entries:
-                objects.readline()
-                yield entry.path, objects.read(entry.size)
-                objects.read(1)
+        contents = blobs(self._repository.top, [entry.oid for entry in entries])
+        yield from zip((entry.path for entry in entries), contents, strict=True)
 
 
 def _listed(repository: Repository, commit: str) -> list[_Entry]:

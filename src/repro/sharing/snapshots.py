@@ -10,7 +10,7 @@ from pathlib import Path
 from repro import scratch
 from repro.code import lfs, suspects
 from repro.code.lfs import Pointer
-from repro.code.repository import Repository, git, has, open_repository
+from repro.code.repository import Repository, blobs, git, has, open_repository
 from repro.errors import BadInputError, EnvironmentUnfitError
 from repro.experiment import Value
 from repro.record import Code, shown
@@ -65,7 +65,7 @@ def look(repository: Repository, commit: str, prefix: str) -> Snapshot:
 
 
 def _inner(outer: Repository, where: Repository, commit: str, prefix: str, above: str) -> Iterator[Inner]:
-    for mode, _kind, oid, path in _tree(where, commit, prefix):
+    for mode, _kind, oid, path in _tree(where.top, commit, prefix):
         if mode != "160000":
             continue
         place = outer.top / above / path
@@ -84,14 +84,14 @@ def missing(repository: Repository, commit: str, prefix: str) -> list[str]:
     """The commits inside a snapshot that this repository has not, as far as can be told from those that it has."""
     if not has(repository, commit):
         return [commit]
-    links = [oid for mode, _kind, oid, _path in _tree(repository, commit, prefix) if mode == "160000"]
+    links = [oid for mode, _kind, oid, _path in _tree(repository.top, commit, prefix) if mode == "160000"]
     return [lost for oid in links for lost in missing(repository, oid, "")]
 
 
-def _tree(repository: Repository, commit: str, prefix: str) -> Iterator[tuple[str, str, str, str]]:
+def _tree(where: Path, commit: str, prefix: str) -> Iterator[tuple[str, str, str, str]]:
     """Mode, kind, id and path of what is below `prefix`; the path is that in the whole repository."""
     below = ("--", prefix) if prefix else ()
-    answer = git(repository.top, "--literal-pathspecs", "ls-tree", "-r", "-z", "--full-tree", commit, *below)
+    answer = git(where, "--literal-pathspecs", "ls-tree", "-r", "-z", "--full-tree", commit, *below)
     for line in os.fsdecode(answer).split("\0")[:-1]:
         facts, path = line.split("\t", 1)
         mode, kind, oid = facts.split(" ")
@@ -99,16 +99,17 @@ def _tree(repository: Repository, commit: str, prefix: str) -> Iterator[tuple[st
 
 
 def _pointers(repository: Repository, commit: str, prefix: str) -> dict[str, Pointer]:
-    entries = {path: oid for mode, _kind, oid, path in _tree(repository, commit, "") if mode.startswith("100")}
+    entries = {path: oid for mode, _kind, oid, path in _tree(repository.top, commit, "") if mode.startswith("100")}
     rules = [oid for path, oid in entries.items() if path.rpartition("/")[2] == ".gitattributes"]
-    if not any(b"filter=lfs" in git(repository.top, "cat-file", "blob", oid) for oid in rules):
+    if not any(b"filter=lfs" in content for content in list(blobs(repository.top, rules))):
         return {}
     with scratch.folder("repro-index-") as temporary:
         index = temporary / "index"
         git(repository.top, "read-tree", commit, index=index)
         inside = [path for path in entries if path.startswith(f"{prefix}/" if prefix else "")]
         chosen = lfs.with_filter(repository, inside, index=index)
-    found = {path: lfs.parse(git(repository.top, "cat-file", "blob", entries[path])) for path in chosen}
+    contents = blobs(repository.top, [entries[path] for path in chosen])
+    found = {path: lfs.parse(content) for path, content in zip(chosen, contents, strict=True)}
     return {path: pointer for path, pointer in found.items() if pointer}
 
 
@@ -116,7 +117,7 @@ def shown_by(repository: Repository, code: Code, snapshot: Snapshot, there: set[
     """What the remote, which has the commits `there`, does not know yet of a snapshot."""
     asked = "".join(f"{commit}\n" for commit in there).encode()
     lines = git(repository.top, "cat-file", "--batch-check", stdin=asked).decode().splitlines()
-    known = [line.split()[0] for line in lines if not line.endswith("missing")]
+    known = [line.split()[0] for line in lines if line.split()[1] in ("commit", "tag")]
     wanted = "\n".join([code.head, *(f"^{commit}" for commit in known)]).encode()
     listed = git(repository.top, "log", "--format=%h %s", "--stdin", stdin=wanted) if code.head else b""
     captured = [(repository.top, code.commit, "")] if code.dirty else []
@@ -148,13 +149,16 @@ def _uncommitted(where: Path, commit: str) -> list[tuple[str, str]]:
 
 def _suspects(where: Path, commit: str, paths: list[str]) -> Iterator[str]:
     """Which files look like secrets. They were untracked when they were captured, and may be gone by now."""
+    chosen = set(paths)
+    oids = {path: oid for _mode, kind, oid, path in _tree(where, commit, "") if kind == "blob" and path in chosen}
+    asked = "".join(f"{oid}\n" for oid in oids.values()).encode()
+    sizes = git(where, "cat-file", "--batch-check=%(objectsize)", stdin=asked).split()
+    small = [path for path, size in zip(oids, sizes, strict=True) if int(size) <= suspects.SMALL]
     with scratch.folder("repro-look-") as folder:
-        for path in paths:
-            if int(git(where, "cat-file", "-s", f"{commit}:{path}")) > suspects.SMALL:
-                continue
+        for path, content in zip(small, blobs(where, [oids[path] for path in small]), strict=True):
             copy = folder / "files" / path
             copy.parent.mkdir(parents=True, exist_ok=True)
-            copy.write_bytes(git(where, "cat-file", "blob", f"{commit}:{path}"))
+            copy.write_bytes(content)
             if why := suspects.suspicion(folder / "files", path):
                 yield f"{shown(path)}: {why}"
 
