@@ -14,7 +14,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "repro"
 # A room is a folder of the library; "" is its top. A module imports only from the rooms above its own, and from what
 # stands left of it: so arrows between rooms point one way, too.
 ROOMS = (
-    ("", "errors experiment tolerant project guard scratch record identity printable verdict"),
+    ("", "start errors experiment tolerant project guard scratch record identity printable verdict"),
     ("", "manifest report config display download data"),
     ("secrets", "masking secretsources secretsfolder"),
     ("code", "repository lfs checkout suspects source"),
@@ -35,7 +35,7 @@ ROOMS = (
     ("", "execution"),
     ("restoring", "frozen codes held datasets ingredients ceiling replan materials again auditing repeating"),
     ("verbs", "findings enginecheck doctor ui imaging locking life attesting sharing reproducing"),
-    ("", "run cli"),
+    ("", "run cli __main__"),
 )
 LAYERS = [f"{room}.{module}".lstrip(".") for room, modules in ROOMS for module in modules.split()]
 

@@ -369,7 +369,7 @@ def on_a_terminal(project: Project, *arguments: str) -> tuple[subprocess.Popen[b
     """`repro` with these arguments on a terminal of its own, and the other end of that."""
     master, slave = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-c", "from repro.cli import entry; entry()", *arguments],
+        [sys.executable, "-c", "from repro.__main__ import entry; entry()", *arguments],
         cwd=project.root,
         stdin=slave,
         stdout=slave,
@@ -459,7 +459,7 @@ def test_a_repository_from_nothing_runs_with_the_library_installed(tmp_path: Pat
 
     here.mkdir()
     assert call("-c", "import repro; print(repro.__file__)", where=here).stdout.startswith(str(site))
-    assert call("-c", "from repro.cli import entry; entry()", "init", where=here).returncode == 0
+    assert call("-c", "from repro.__main__ import entry; entry()", "init", where=here).returncode == 0
     (here / "conf" / "image").mkdir()
     (here / "conf" / "image" / "tensorflow.yaml").write_text(f"variant: tensorflow\nbase: {debian_base}\n")
     commit(here)

@@ -286,10 +286,9 @@ def test_who_pushes_at_the_same_time_loses_nothing(alice: Project, bob: Project,
     say(bob, "pull", RUN)
     (pulled(bob).verifications / "of-bob.json").write_text("{}")
     hook = alice.root / ".git" / "hooks" / "pre-push"
-    program = "from repro.cli import entry; entry()"
     hook.write_text(
         f"#!/bin/sh\n[ -e {alice.root}/.git/once ] && exit 0\ntouch {alice.root}/.git/once\ncd {bob.root}\n"
-        f"unset $(git rev-parse --local-env-vars)\nexec {sys.executable} -c '{program}' push {RUN} >&2\n"
+        f"unset $(git rev-parse --local-env-vars)\nexec {sys.executable} -m repro push {RUN} >&2\n"
     )
     hook.chmod(0o755)
     hers.write_text(hers.read_text() + "line of a, too\n")

@@ -66,7 +66,7 @@ def bobs(project: Project, node: SecondEngine) -> Repro:
 
     def call(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-c", "from repro.cli import entry; entry()", *arguments],
+            [sys.executable, "-m", "repro", *arguments],
             cwd=project.root,
             env={**os.environ, "DOCKER_HOST": node.url},
             capture_output=True,

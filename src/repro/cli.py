@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import signal
-import sys
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -20,11 +19,6 @@ from repro.project import Project
 from repro.record import folders
 from repro.tracking.lookup import find
 from repro.verbs import attesting, imaging, life, locking, reproducing, sharing
-
-
-def entry() -> None:
-    """The console script."""
-    sys.exit(main(sys.argv[1:]))
 
 
 def _run(arguments: Sequence[str]) -> int:
