@@ -30,19 +30,22 @@ ROOMS = (
     ("", "runner"),
     ("tracking", "store view tracking client sdkclient restclient delivery nested upload faults"),
     ("tracking", "publication publisher lookup"),
+    ("attest", "envelope statement keys agent signing policy"),
+    ("sharing", "remote snapshots parcel images pushing pulling"),
     ("compare", "sides tolerance leaves intervals points filing metrics trace comparing"),
     ("compare", "coding layers deep explanation differences wording plots pages"),
     ("", "keeper"),
     ("cleaning", "pins housekeeping leftovers reaping pruning"),
     ("", "execution"),
     ("restoring", "frozen codes held datasets ingredients ceiling replan materials again auditing repeating"),
-    ("verbs", "findings enginecheck doctor ui imaging locking life comparing reproducing"),
+    ("verbs", "findings enginecheck doctor ui imaging locking life comparing attesting sharing reproducing"),
     ("", "run cli __main__"),
 )
 LAYERS = [f"{room}.{module}".lstrip(".") for room, modules in ROOMS for module in modules.split()]
 
 # A foreign library is imported by its door alone; everybody else speaks our values.
 DOORS = {
+    "cryptography": {"attest.keys"},
     "docker": {"engines.engine", "engines.endpoint", "build.builder", "engines.probe", "engines.registry"},
     "git": {"code.source", "code.repository", "code.checkout"},
     "hydra": {"config"},
@@ -61,7 +64,7 @@ DOORS = {
 }
 
 LAZY = {"cyclonedx", "docker", "git", "hydra", "omegaconf", "mlflow", "rich", "pooch", "requests", "urllib3"}  # slow
-LAZY |= {"pathspec", "pynvml", "h5py", "numpy", "PIL", "scipy", "matplotlib"}
+LAZY |= {"cryptography", "pathspec", "pynvml", "h5py", "numpy", "PIL", "scipy", "matplotlib"}
 
 MODULE_LINES = 450
 FUNCTION_LINES = 60  # without the docstring

@@ -18,7 +18,7 @@ from repro.errors import BadInputError, ExitCode
 from repro.project import Project
 from repro.record import folders
 from repro.tracking.lookup import find
-from repro.verbs import comparing, imaging, life, locking, reproducing
+from repro.verbs import attesting, comparing, imaging, life, locking, reproducing, sharing
 
 
 def _run(arguments: Sequence[str]) -> int:
@@ -70,6 +70,8 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("run", nargs="?", default="latest", help="run id, MLflow run id, a unique prefix, or latest")
     life.register(add)
     comparing.register(add)
+    sharing.register(add)
+    attesting.register(add)
     command = add(sync, "sync", "bring MLflow up to date with the run folders", json=True)
     command.add_argument("run", nargs="?", help="as for show; without it, every run that is not in MLflow yet")
     command.add_argument(

@@ -22,7 +22,7 @@ import msgspec
 from repro.errors import BadInputError, EnvironmentUnfitError, ReproError
 from repro.experiment import Value
 from repro.project import Project, ignored_folder
-from repro.record import Planned, RunFolder
+from repro.record import RunFolder
 from repro.tracking import store
 from repro.tracking.journal import Position
 from repro.tracking.story import Child
@@ -324,8 +324,14 @@ class Follower:
             threading.Thread(target=self.process.wait, daemon=True).start()  # no zombie in a long-lived program
 
 
-def _store_now(planned: Planned, project: Project) -> str | None:
-    """The store of a run; the project's own one moves with the project."""
+def _store_now(folder: RunFolder, project: Project) -> str | None:
+    """The store of a run; the project's own one moves with the project.
+
+    A run that came from elsewhere names a server of whoever made it. Ours gets it, and no other one our credentials.
+    """
+    planned = folder.read().planned
+    if planned.tracking_uri is not None and folder.elsewhere.exists():
+        return resolve_uri(None, project)
     own = planned.tracking_uri == store.resolve_uri(None, Path(planned.project))
     return store.resolve_uri(None, project.root) if own else planned.tracking_uri
 
@@ -372,7 +378,7 @@ def sync(
     try:
         for folder in folders:
             try:
-                wanted = uri or _store_now(folder.read().planned, project)
+                wanted = uri or _store_now(folder, project)
             except ReproError as error:
                 yield _reply(folder, error.what, error.hints)
                 continue
