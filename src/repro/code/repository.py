@@ -180,6 +180,11 @@ def remote(repository: Repository) -> str | None:
     return shown(url) or None
 
 
+def has_commit(repository: Repository, commit: str) -> bool:
+    """Whether the repository's own objects hold a commit."""
+    return b" commit " in git(repository.top, "cat-file", "--batch-check", stdin=f"{commit}\n".encode())
+
+
 def some(names: Iterable[str], most: int = 10) -> list[str]:
     """The first names of many, for an error's evidence."""
     known = [shown(name) for name in names]
