@@ -29,7 +29,8 @@ ROOMS = (
     ("tracking", "publication publisher lookup"),
     ("", "keeper"),
     ("cleaning", "pins housekeeping leftovers reaping pruning"),
-    ("verbs", "findings enginecheck doctor ui imaging locking life"),
+    ("bundle", "stored contents crate script exporting checking importing"),
+    ("verbs", "findings enginecheck doctor ui imaging locking life bundling"),
     ("", "run cli"),
 )
 LAYERS = [f"{room}.{module}".lstrip(".") for room, modules in ROOMS for module in modules.split()]

@@ -19,7 +19,7 @@ from repro.errors import BadInputError, ExitCode
 from repro.project import Project
 from repro.record import folders
 from repro.tracking.lookup import find
-from repro.verbs import imaging, life, locking
+from repro.verbs import bundling, imaging, life, locking
 
 
 def entry() -> None:
@@ -74,6 +74,7 @@ def parser() -> argparse.ArgumentParser:
     command = add(show, "show", "one run: what it was, what came out", json=True)
     command.add_argument("run", nargs="?", default="latest", help="run id, MLflow run id, a unique prefix, or latest")
     life.register(add)
+    bundling.register(add)
     command = add(sync, "sync", "bring MLflow up to date with the run folders", json=True)
     command.add_argument("run", nargs="?", help="as for show; without it, every run that is not in MLflow yet")
     command.add_argument(

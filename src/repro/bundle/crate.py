@@ -50,7 +50,7 @@ class File(Value, frozen=True, kw_only=True):
 
 
 def metadata(record: Record, digest: str, files: Mapping[str, File], manifest: str | None) -> bytes:
-    """The document. `digest`: the sha256 that names the record; `manifest`: digest of the image's, where it is there."""
+    """The document. `digest`: the sha256 that names the record; `manifest`: of the image, where the crate has it."""
     nodes = _parts(record, files)
     action = _action(record, files)
     described = {

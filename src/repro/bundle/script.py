@@ -1,4 +1,4 @@
-"""A record -> reproduce.sh and REPRODUCE.md: the run again, for somebody who has an engine and nothing of ours. Pure."""
+"""A record -> reproduce.sh and REPRODUCE.md: the run again, for who has an engine and nothing of ours. Pure."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ HEAD = """\
 class Code(Value, frozen=True, kw_only=True):
     """What files alone do not tell of the code: not every program that unpacks a zip keeps it."""
 
-    programs: tuple[str, ...] = ()  # files that may be executed
-    links: dict[str, str] = {}  # symbolic links, and where they lead
+    programs: tuple[str, ...]  # files that may be executed
+    links: dict[str, str]  # symbolic links, and where they lead
 
 
 def lists(outputs: Sequence[OutputFile]) -> dict[str, bytes]:
@@ -141,8 +141,8 @@ def _restore(code: Code) -> list[str]:
 GUIDE = """\
 # {run}
 
-This folder holds one run of the experiment `{name}`: the code, the configuration, the data and the image that it ran in,
-and everything that came out of it. It was made by `repro {version}`, which is not needed to use it.
+This folder holds one run of the experiment `{name}`: the code, the configuration, the data and the image that it ran
+in, and everything that came out of it. It was made by `repro {version}`, which is not needed to use it.
 
 | | |
 |---|---|
