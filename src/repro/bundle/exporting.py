@@ -65,6 +65,8 @@ def export(
             files = _own(record, folder) | _outputs(record, folder)
             files |= {name: _file(place) for name, place in contents.files_below(MOUNTED, INSIDE).items()}
             code, details = _code(record, folder, project, beside, say)
+            ours = [name for name, each in files.items() if each.path and Path(each.path).stat().st_mode & 0o111]
+            details = msgspec.structs.replace(details, programs=(*details.programs, *ours))
             layout = None if thin else _image(record, engine(), beside, say)
             data = {} if thin else _data(record)
             image = layout.small | layout.large if layout else {}
@@ -154,8 +156,8 @@ def _code(record: Record, folder: RunFolder, project: Project, beside: Path, say
                 links[_utf8(relative)] = _utf8(str(path.readlink()))
             elif path.is_file():
                 found[CODE + _utf8(relative)] = _file(path)
-                if os.access(path, os.X_OK) and path.stat().st_mode & 0o111:
-                    programs.append(relative)
+                if path.stat().st_mode & 0o111:
+                    programs.append(CODE + relative)
     return found, script.Code(programs=tuple(programs), links=links)
 
 

@@ -110,6 +110,7 @@ differ=0 lines=0
 if [ -n "$exit_code" ] && [ "$code" != "$exit_code" ]; then
     printf 'exit code   %s, and it was %s\n' "$code" "$exit_code"
     differ=1
+    tail -n 5 "$out/output.log"
 fi
 compared results-sha256.txt ''
 compared by-meaning-sha256.txt ' (in bytes; repro compares files of this kind by their meaning)'

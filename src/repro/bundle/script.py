@@ -30,8 +30,8 @@ HEAD = """\
 class Code(Value, frozen=True, kw_only=True):
     """What files alone do not tell of the code: not every program that unpacks a zip keeps it."""
 
-    programs: tuple[str, ...]  # files that may be executed
-    links: dict[str, str]  # symbolic links, and where they lead
+    programs: tuple[str, ...]  # files of the bundle that may be executed
+    links: dict[str, str]  # symbolic links in code/, and where they lead
 
 
 def lists(outputs: Sequence[OutputFile]) -> dict[str, bytes]:
@@ -130,7 +130,7 @@ def _entry(name: str, size: int) -> str:
 
 
 def _restore(code: Code) -> list[str]:
-    programs = [f"    chmod +x {shlex.quote(f'./code/{path}')}" for path in sorted(code.programs)]
+    programs = [f"    chmod +x {shlex.quote(f'./{path}')}" for path in sorted(code.programs)]
     links = [
         f"    ln -sfn -- {shlex.quote(target)} {shlex.quote(f'./code/{path}')}"
         for path, target in sorted(code.links.items())
