@@ -127,3 +127,24 @@ def repro(project: Project) -> Callable[..., subprocess.CompletedProcess[str]]:
         )
 
     return call
+
+
+@pytest.fixture(scope="session")
+def nvml(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a library that answers as NVIDIA's does on a machine with two GPUs, where the loader finds it."""
+    folder = tmp_path_factory.mktemp("nvml")
+    library = folder / "libnvidia-ml.so.1"
+    subprocess.run(
+        [
+            "cc",
+            "-shared",
+            "-fPIC",
+            "-Wall",
+            "-Werror",
+            "-o",
+            str(library),
+            str(Path(__file__).parent / "gpu-shim" / "nvml.c"),
+        ],
+        check=True,
+    )
+    return folder

@@ -14,7 +14,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "repro"
 # A room is a folder of the library; "" is its top. A module imports only from the rooms above its own, and from what
 # stands left of it: so arrows between rooms point one way, too.
 ROOMS = (
-    ("", "errors experiment project guard scratch record printable verdict"),
+    ("", "errors experiment tolerant project guard scratch record identity printable verdict"),
     ("", "manifest report config display download data"),
     ("secrets", "masking secretsources secretsfolder"),
     ("code", "repository lfs checkout suspects source gitbundle"),
@@ -23,14 +23,17 @@ ROOMS = (
     ("recipe", "base pylock spec assembly inputs explain floating"),
     ("", "image lockfile"),
     ("images", "causes sameness pieces oci distribution resolve inventory sbom ledger predecessor making verification"),
-    ("running", "ownership plan lease ending terminal pump nvidia resources quota keeping sweep"),
+    ("running", "ownership nvidia machine plan lease ending terminal pump resources quota keeping sweep"),
     ("", "runner"),
     ("tracking", "story journal store view tracking client sdkclient restclient delivery nested upload faults"),
     ("tracking", "publication publisher lookup"),
+    ("compare", "sides tolerance leaves intervals points filing metrics comparing"),
     ("", "keeper"),
     ("cleaning", "pins housekeeping leftovers reaping pruning"),
+    ("", "execution"),
+    ("restoring", "frozen codes held datasets ingredients ceiling replan materials again auditing"),
     ("bundle", "stored contents crate script exporting checking importing"),
-    ("verbs", "findings enginecheck doctor ui imaging locking life bundling"),
+    ("verbs", "findings enginecheck doctor ui imaging locking life bundling reproducing"),
     ("", "run cli"),
 )
 LAYERS = [f"{room}.{module}".lstrip(".") for room, modules in ROOMS for module in modules.split()]
@@ -45,7 +48,9 @@ DOORS = {
     "packageurl": {"images.sbom"},
     "mlflow": {"tracking.store", "tracking.sdkclient", "tracking.publisher", "verbs.ui"},
     "pathspec": {"manifest"},
+    "scipy": {"compare.intervals"},
     "pynvml": {"running.nvidia"},
+    "rfc8785": {"identity"},
 }
 
 LAZY = {"cyclonedx", "docker", "git", "hydra", "omegaconf", "mlflow", "rich", "pooch", "requests", "urllib3"}  # slow

@@ -10,7 +10,7 @@ import pytest
 
 from repro import report
 from repro.errors import BadInputError
-from repro.record import End, Ended, FileUsed, Record, RunFolder, Started, folders, write_atomic
+from repro.record import End, Ended, OutputFile, Record, RunFolder, Started, folders, write_atomic
 from tests.test_plan import decided
 
 T0 = datetime(2026, 11, 23, 19, 15, tzinfo=timezone.utc)
@@ -21,7 +21,7 @@ def record(end: End = End.FINISHED, code: int | None = 0, reason: str = "exit co
     return Record(
         planned=decided().planned,
         started=Started(at=T0, container="c" * 64, gpus="none"),
-        ended=Ended(at=T1, end=end, exit_code=code, reason=reason, outputs=(FileUsed(path="a", size=3, sha256="0"),)),
+        ended=Ended(at=T1, end=end, exit_code=code, reason=reason, outputs=(OutputFile(path="a", size=3, sha256="0"),)),
     )
 
 

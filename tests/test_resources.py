@@ -20,7 +20,6 @@ from repro.tracking import journal
 from tests.test_record import T1, record
 
 AT = 1_764_240_194.5
-SHIM = Path(__file__).parent / "gpu-shim" / "nvml.c"
 
 # what engines answered to GET /containers/ID/stats?stream=false&one-shot=true, without what nobody reads
 DOCKER_CGROUP_1 = {
@@ -149,15 +148,6 @@ def test_the_journal_of_the_experiment_and_what_we_saw_are_read_alike_and_kept_a
         journal.Metric(key="system/cpu_utilization_percentage", value=12.5, timestamp=1764240194500, step=0),
     )
     assert journal.latest(folder) == {"loss": 0.5}
-
-
-@pytest.fixture(scope="session")
-def nvml(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a library that answers as NVIDIA's does on a machine with two GPUs, where the loader finds it."""
-    folder = tmp_path_factory.mktemp("nvml")
-    library = folder / "libnvidia-ml.so.1"
-    subprocess.run(["cc", "-shared", "-fPIC", "-Wall", "-Werror", "-o", str(library), str(SHIM)], check=True)
-    return folder
 
 
 def gpu_metrics(asked: str, **environment: str) -> list[dict[str, float]]:

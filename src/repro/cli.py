@@ -19,7 +19,7 @@ from repro.errors import BadInputError, ExitCode
 from repro.project import Project
 from repro.record import folders
 from repro.tracking.lookup import find
-from repro.verbs import bundling, imaging, life, locking
+from repro.verbs import bundling, imaging, life, locking, reproducing
 
 
 def entry() -> None:
@@ -63,6 +63,7 @@ def parser() -> argparse.ArgumentParser:
 
     imaging.register(add)
     locking.register(add)
+    reproducing.register(add)
 
     command = add(shell, "shell", "an interactive shell in exactly the container of an experiment")
     command.add_argument("overrides", nargs="*", help="experiment=NAME and further overrides")

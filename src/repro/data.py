@@ -134,13 +134,14 @@ def _check(name: str, config: DatasetConfig) -> None:
 
 def places(name: str, path: str, config: DatasetConfig, local: str | None) -> tuple[str, ...]:
     """Where a file may be, in the order of asking."""
-    near = [_join(source, f"{name}/{path}") for source in sources(local)]
-    near_too = [_join(source, path) for source in sources(local)]
+    near = [join(source, f"{name}/{path}") for source in sources(local)]
+    near_too = [join(source, path) for source in sources(local)]
     here = [place for pair in zip(near, near_too, strict=True) for place in pair]
-    return (*here, *(_join(source, path) for source in config.sources))
+    return (*here, *(join(source, path) for source in config.sources))
 
 
-def _join(source: str, path: str) -> str:
+def join(source: str, path: str) -> str:
+    """Where a file of a source is: an address or a path."""
     if source.startswith("file://"):
         source = unquote(urlsplit(source).path)
     if "://" in source:

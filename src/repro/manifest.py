@@ -10,9 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-import msgspec
-
-from repro import printable
+from repro import printable, tolerant
 from repro.errors import BadInputError
 from repro.experiment import Outputs, Value
 from repro.record import OutputFile, Planned, shown
@@ -42,7 +40,7 @@ class Listing(Value, frozen=True, kw_only=True):
 
 def wanted(planned: Planned) -> Outputs:
     """What the configuration of a run says of its outputs; records of earlier versions say nothing."""
-    return msgspec.convert(planned.config.get("outputs") or {}, Outputs)
+    return tolerant.read(planned.config.get("outputs") or {}, Outputs)[0]
 
 
 def of(folder: Path, ignore: Sequence[str] = (), say: Callable[[str], None] = lambda _line: None) -> Listing:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from repro import tolerant
 from repro.errors import BadInputError
 from repro.experiment import Value
 
@@ -65,6 +66,7 @@ class ImageUsed(Value, frozen=True, kw_only=True):
     config: str | None = None  # digest of the configuration
     layers: tuple[str, ...] = ()
     content: str = ""  # "" in records of earlier versions
+    settings: str = ""  # sha256 over what of its configuration reaches a run: environment and entry point
     drift: str | None = None  # the same spec had other content before: which, and what differs
 
 
@@ -168,6 +170,7 @@ class Planned(Value, frozen=True, kw_only=True):
     tracking_experiment: str
     notices: tuple[str, ...] = ()  # what the user was told (floating base, ...)
     code_prefix: str = ""  # of the project inside its repository; "" at its top
+    helper: str = ""  # sha256 over what `repro` mounts into the container for it to use
     run_key: str = ""  # sha256 over all that goes in; "" in records of earlier versions
     reproduces: str | None = None  # the run that this one executes again
     repeats: str | None = None  # the first of the runs that `--repeat` made
@@ -291,7 +294,11 @@ class RunFolder:
             BadInputError: no record there, or one that another version wrote.
         """
         try:
-            return msgspec.json.decode(self.record.read_bytes(), type=Record)
+            content = self.record.read_bytes()
+            try:
+                return msgspec.json.decode(content, type=Record)
+            except msgspec.ValidationError:  # another version may have members that we do not know
+                return tolerant.read(msgspec.json.decode(content), Record)[0]
         except FileNotFoundError:
             raise BadInputError(f"{self.path} holds no run (no record.json)") from None
         except msgspec.DecodeError as error:

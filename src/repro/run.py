@@ -9,20 +9,20 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
 
 import msgspec
 
-from repro import config, guard, image, lockfile, report, runner
-from repro.cleaning import housekeeping
+from repro import config, image, lockfile, report, runner
 from repro.code import source
 from repro.display import Display, guarded
 from repro.engines.answers import EngineFacts
 from repro.engines.engine import Engine, connect
-from repro.errors import BadInputError, EnvironmentUnfitError, ExitCode, ReproError
+from repro.errors import BadInputError, ExitCode, ReproError
+from repro.execution import Execution
 from repro.experiment import BuildConfig, Experiment, ImageConfig
 from repro.image import Image
 from repro.images import ledger
@@ -31,12 +31,11 @@ from repro.project import Project, cache_folder, ignored_folder, user_name
 from repro.recipe import floating, inputs
 from repro.recipe.spec import ImageSpec
 from repro.record import DatasetUsed, End, ImageUsed, Record, RunFolder
-from repro.running import keeping, sweep
+from repro.running import keeping, machine, sweep
 from repro.running import plan as planning
 from repro.secrets import secretsfolder, secretsources
 from repro.tracking import journal
-from repro.tracking.tracking import Follower, resolve_uri
-from repro.tracking.tracking import status as tracking_status
+from repro.tracking.tracking import resolve_uri
 from repro.verbs import life
 
 FRAMEWORK_GPUS = "framework_gpus"  # a tag that `repro_run.seed()` sets
@@ -112,14 +111,14 @@ def _job(session: Session, composed: config.Composed, flags: argparse.Namespace,
         print(report.as_json(plan))
         return ExitCode.OK
     if flags.detach:
-        record, folder = session.detach(plan)
+        record, folder = session.execution.detach(plan, session.engine)
         print(report.as_json(record) if flags.json else record.planned.run, flush=True)
         return ExitCode.OK
     record, folder = session.execute(plan)
     wait = composed.experiment.tracking.wait
     if wait is None and composed.sweep:  # its jobs do not wait for MLflow one after the other: it catches up by itself
         wait = 0.0
-    mlflow = session.tracked(record, folder, wait)
+    mlflow = session.execution.tracked(record, folder, wait)
     metrics = journal.latest(folder)
     if record.started and record.started.gpus != "none" and journal.tags(folder).get(FRAMEWORK_GPUS) == "0":
         display.notice("the container had GPUs, but the experiment's framework saw none: does the image hold CUDA?")
@@ -160,7 +159,7 @@ def _conversation(session: Session, composed: config.Composed, command: str, dis
     display.line(
         f"in {plan.container.image[:19]} as {plan.container.user}; the experiment: {shlex.join(plan.planned.command)}"
     )
-    code = runner.converse(plan, session.engine, start, display.notice, session.let_prune)
+    code = runner.converse(plan, session.engine, start, display.notice, session.execution.let_prune)
     print(f"outputs  {RunFolder(Path(plan.folder)).outputs}")
     return code
 
@@ -180,8 +179,7 @@ class Session:
         self.project, self.display, self.argv = project, display, argv
         self.locked, self.only_look = locked, only_look
         self.images: dict[bytes, tuple[ImageSpec, Image, ledger.Contents | None]] = {}
-        self._follower: Follower | None = None
-        self._starting = ExitStack()  # what is pruned meanwhile
+        self.execution = Execution(project, display)
 
     @cached_property
     def engine(self) -> Engine:
@@ -258,7 +256,7 @@ class Session:
 
     def plan(self, composed: config.Composed, *, name_suffix: str = "") -> planning.Plan:
         """Everything decided; what is missing (image, data) has been made, and stays until `execute` has begun."""
-        self._starting.enter_context(guard.starting())
+        self.execution.prevent_pruning()
         experiment = composed.experiment
         for name, secret in experiment.secrets.items():  # before anything is built for it
             secretsources.check(f"secrets.{name}", secret, self.project.root)
@@ -279,6 +277,7 @@ class Session:
         notices += [f"drift: {drift}"] if drift else []
         ingredients = planning.Ingredients(
             code=snapshot.code(),
+            code_prefix=snapshot.prefix,
             code_folder=str(code_folder),
             diff=diff,
             image=ImageUsed(
@@ -295,6 +294,7 @@ class Session:
                 config=made.config,
                 layers=made.layers,
                 content=made.content,
+                settings=facts.settings if facts else "",
                 drift=drift,
             ),
             image_env=facts.env if facts else (),
@@ -302,6 +302,7 @@ class Session:
             notices=tuple(notices),
             data=self.data(experiment),
             engine=self.facts,
+            machine=machine.of(self.facts, self.engine.host_url, gpus=experiment.gpus not in ("none", 0, ())),
         )
         plan = planning.decide(experiment, ingredients, self.circumstances(composed, name_suffix))
         for notice in plan.planned.notices[len(ingredients.notices) :]:  # the others have been said
@@ -329,99 +330,11 @@ class Session:
 
     def execute(self, plan: planning.Plan) -> tuple[Record, RunFolder]:
         """Run the plan, while MLflow follows."""
-        ignored_folder(self.project.runs)
-        folder = RunFolder(Path(plan.folder))
-        housekeeping.remember(folder.path.parent)
-        with self.display.step("run") as step:
-            try:
-                record = runner.execute(
-                    plan,
-                    self.engine,
-                    started=self._started,
-                    output=step.output,
-                    say=self.display.notice,
-                )
-            finally:
-                self.let_prune()
-                self._link(plan.planned.run, folder)
-            step.detail = report.outcome(record)
-        return record, folder
-
-    def detach(self, plan: planning.Plan) -> tuple[Record, RunFolder]:
-        """Start the plan, and let a process of its own keep the run."""
-        ignored_folder(self.project.runs)
-        housekeeping.remember(Path(plan.folder).parent)
-        with self.display.step("run") as step:
-            held, record = runner.launch(plan, self.engine)
-            for notice in record.started.notices if record.started else ():
-                self.display.notice(notice)
-            self._recorded(held.folder, record)
-            runner.hand_over(held, self.project)
-            step.detail = (
-                f"started; `repro attach {record.planned.run}` looks on, `repro stop {record.planned.run}` ends it"
-            )
-        return record, held.folder
-
-    def _recorded(self, folder: RunFolder, record: Record) -> None:
-        self.let_prune()
-        self._link(record.planned.run, folder)
-        here = folder.path.is_relative_to(self.project.root)
-        if here and not folder.path.is_relative_to(self.project.runs):  # the user chose it, perhaps where git looks
-            with suppress(EnvironmentUnfitError):
-                ignored_folder(folder.path)
-
-    def _started(self, folder: RunFolder, record: Record) -> None:
-        self._recorded(folder, record)
-        # only now: MLflow's import would compete with the start of the container for the machine's cores
-        if record.planned.tracking_uri is not None:
-            try:
-                self.follower(record.planned.tracking_uri).follow(folder)
-            except OSError as error:
-                self.display.notice(f"not in MLflow for now: {error}; `repro sync {record.planned.run}` catches up")
-
-    def _link(self, run: str, folder: RunFolder) -> None:
-        """Every verb finds a run by its id below runs/, wherever its folder is; one that did not take place is gone."""
-        link = self.project.runs / run
-        if link != folder.path:
-            with suppress(OSError):
-                if not folder.record.exists():
-                    link.unlink()
-                elif not link.is_symlink():
-                    link.symlink_to(folder.path, target_is_directory=True)
-
-    def follower(self, uri: str) -> Follower:
-        """The process that feeds MLflow: started when first asked for, one for all jobs."""
-        if self._follower is None:
-            self._follower = Follower.start(self.project, uri)
-        return self._follower
-
-    def tracked(self, record: Record, folder: RunFolder, seconds: float | None) -> str:
-        """What to tell the user of MLflow, after waiting for it for at most `seconds` (None: what is reasonable)."""
-        if self._follower is None or record.planned.tracking_uri is None:
-            return "off"
-        try:
-            replies = self._follower.wait(seconds, folder)
-        except KeyboardInterrupt:  # the run is over and recorded: its summary is worth more than the wait
-            replies = []
-        for reply in replies:
-            for remark in reply.remarks:
-                self.display.notice(f"MLflow: {remark}")
-            if not reply.ok:
-                self.display.notice(reply.text)
-                self.display.notice_hints(reply.hints)
-        if not any(reply.run == record.planned.run for reply in replies):
-            return "on its way, in the background; `repro ui` shows it in a few seconds"
-        return tracking_status(folder)
-
-    def let_prune(self) -> None:
-        """What a run has found may be pruned: its container holds it from now on."""
-        self._starting.close()
+        return self.execution.execute(plan, self.engine)
 
     def close(self) -> None:
-        """Let go of what the session holds; the follower finishes by itself."""
-        self.let_prune()
-        if self._follower:
-            self._follower.close()
+        """Let go of what the session holds."""
+        self.execution.close()
 
 
 if __name__ == "__main__":

@@ -6,8 +6,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import msgspec
-
+from repro import identity
 from repro.experiment import Value
 from repro.record import Record
 
@@ -43,9 +42,7 @@ def of_bytes(content: bytes) -> Entry:
 
 def canonical(record: Record) -> bytes:
     """The one form of a record; its sha256 names the run."""
-    import rfc8785
-
-    return rfc8785.dumps(msgspec.to_builtins(record))
+    return identity.canonical(record)
 
 
 def listed(content: bytes) -> Iterator[tuple[str, str]]:

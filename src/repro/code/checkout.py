@@ -8,7 +8,7 @@ from typing import IO, cast
 
 from repro import scratch
 from repro.code import lfs
-from repro.code.repository import EPOCH, Repository, git, has_commit, open_repository, reading
+from repro.code.repository import EPOCH, Repository, git, open_repository, reading
 from repro.errors import BadInputError, EnvironmentUnfitError
 from repro.experiment import Value
 from repro.record import shown
@@ -54,10 +54,10 @@ def _write_project(repository: Repository, commit: str, prefix: str, folder: Pat
 
 
 def _open_nested(repository: Repository, path: str, commit: str) -> Repository:
+    if repository.bare:
+        return repository
     if (repository.top / path / ".git").exists():
         return open_repository(repository.top / path)
-    if has_commit(repository, commit):
-        return repository  # of a bundle: one repository holds the commits of all
     raise BadInputError(
         f"the submodule {shown(path)} is not checked out, and the snapshot needs its commit {commit[:12]}",
         hints=["`git submodule update --init --recursive`"],

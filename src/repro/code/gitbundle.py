@@ -12,7 +12,7 @@ from pathlib import Path
 
 from repro import scratch
 from repro.code import lfs
-from repro.code.repository import Repository, git, has_commit, open_repository, reading
+from repro.code.repository import Repository, bare_repository, git, open_repository, reading
 from repro.errors import BadInputError
 
 BLOCK = 1 << 20
@@ -74,10 +74,10 @@ def _commits(repository: Repository, commit: str, prefix: str) -> Iterator[tuple
         mode, _kind, oid = facts.split(" ")
         if mode == "160000":
             inner = repository.top / prefix / path
-            if (inner / ".git").exists():
-                yield from _commits(open_repository(inner), oid, "")
-            elif has_commit(repository, oid):
+            if repository.bare:
                 yield from _commits(repository, oid, "")
+            elif (inner / ".git").exists():
+                yield from _commits(open_repository(inner), oid, "")
 
 
 def opened(archive: Path, folder: Path) -> Repository:
@@ -97,7 +97,7 @@ def opened(archive: Path, folder: Path) -> Repository:
     git(folder, *_PLAIN, "bundle", "unbundle", str(bundle.absolute()))
     if (archive / LFS).is_dir():
         (folder / LFS).symlink_to((archive / LFS).absolute())
-    return Repository(top=folder, git_dir=folder, common_dir=folder, prefix="", head="", tree="", branch=None)
+    return bare_repository(folder)
 
 
 def contents(repository: Repository, commit: str, prefix: str) -> set[str]:

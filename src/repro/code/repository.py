@@ -50,6 +50,7 @@ class Repository(Value, frozen=True, kw_only=True):
     head: str  # "" when there is no commit yet, and so is `tree`
     tree: str
     branch: str | None
+    bare: bool = False  # no working tree: all commits, those of submodules too, are in its objects
 
 
 def _command(where: Path, arguments: Iterable[str]) -> list[str]:
@@ -172,17 +173,17 @@ def open_repository(root: Path) -> Repository:
     )
 
 
+def bare_repository(place: Path) -> Repository:
+    """A repository without a working tree, as `git init --bare` makes one."""
+    return Repository(top=place, git_dir=place, common_dir=place, prefix="", head="", tree="", branch=None, bare=True)
+
+
 def remote(repository: Repository) -> str | None:
     """The URL of `origin` as a record may show it: without user and password."""
     url = os.fsdecode(git(repository.top, "config", "-z", "--get", "remote.origin.url", fine=(0, 1))).rstrip("\0")
     url = re.sub(r"^(https?|ftps?)://[^/]*@", r"\1://", url)  # a token may stand in either place
     url = re.sub(r"^([a-z+]+://[^/@:]*):[^/@]*@", r"\1@", url)  # ssh: the user is part of the address
     return shown(url) or None
-
-
-def has_commit(repository: Repository, commit: str) -> bool:
-    """Whether the repository's own objects hold a commit."""
-    return b" commit " in git(repository.top, "cat-file", "--batch-check", stdin=f"{commit}\n".encode())
 
 
 def some(names: Iterable[str], most: int = 10) -> list[str]:

@@ -113,7 +113,7 @@ def capture(
     )
 
 
-def export(snapshot: Snapshot, root: Path, destination_parent: Path, *, say: Say = lambda _: None) -> Path:
+def export(snapshot: Snapshot, root: Path | Repository, destination_parent: Path, *, say: Say = lambda _: None) -> Path:
     """A folder with the project's files as they are in `snapshot`, written once below `destination_parent`.
 
     Only the project's own folder is exported (`snapshot.prefix`): it becomes /workspace, where the paths of the
@@ -137,7 +137,8 @@ def export(snapshot: Snapshot, root: Path, destination_parent: Path, *, say: Say
         with scratch.folder(".writing-", destination_parent) as temporary:
             written = temporary / "export"
             written.mkdir()
-            write_commit(open_repository(root), snapshot.commit, snapshot.prefix, written / "files")
+            repository = open_repository(root) if isinstance(root, Path) else root
+            write_commit(repository, snapshot.commit, snapshot.prefix, written / "files")
             (written / "complete.json").write_bytes(msgspec.json.encode(_measure(written / "files")))
             say(f"exported the code of {snapshot.commit[:12]}")
             _publish(written, place)

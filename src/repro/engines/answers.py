@@ -31,6 +31,7 @@ class EngineFacts(Value, frozen=True, kw_only=True):
     gpus: str  # how GPUs are announced: nvidia, cdi; "" for not at all (a hook may serve them all the same)
     data_root: str
     name: str  # host name
+    kernel: str = ""  # of the machine that it runs on, as `uname -r` says
     id: str = ""  # of this engine's state; Podman has none
     rootless: bool = False  # it runs as a user: root in its containers is that user
     unlimited: tuple[str, ...] = ()  # limits that it takes and does not keep: memory, cpus, pids
@@ -225,6 +226,7 @@ def engine_facts(info: dict[str, Any], version: dict[str, Any]) -> EngineFacts:
         gpus="" if podman else _gpu_support(info),  # Podman names runtimes that its Docker API does not use
         data_root=info.get("DockerRootDir", ""),
         name=info.get("Name", ""),
+        kernel=info.get("KernelVersion", ""),
         id=info.get("ID", "") or "",
         rootless=any(option.startswith("name=rootless") for option in info.get("SecurityOptions") or []),
         unlimited=tuple(ours for ours, word in LIMITS.items() if info.get(word) is False),

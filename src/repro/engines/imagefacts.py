@@ -6,6 +6,8 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+
 from repro.engines.answers import familiar, full_id
 from repro.experiment import Value
 
@@ -22,6 +24,7 @@ class ImageFacts(Value, frozen=True, kw_only=True):
     ]  # repo digests as the engine lists them; `repodigest.known` tells which a registry has seen
     labels: dict[str, str]
     env: tuple[str, ...]
+    entrypoint: tuple[str, ...] = ()
     created: str
     size: int  # bytes
     layers: tuple[str, ...]  # diff ids: of the uncompressed layers, the same in every store and registry
@@ -33,6 +36,11 @@ class ImageFacts(Value, frozen=True, kw_only=True):
     def content(self) -> str:
         """One sha256 over the diff ids: equal content is equal in every store, whatever the id is; "" without any."""
         return f"sha256:{hashlib.sha256(chr(10).join(self.layers).encode()).hexdigest()}" if self.layers else ""
+
+    @property
+    def settings(self) -> str:
+        """One sha256 over what of its configuration reaches a run, which brings the rest by itself."""
+        return hashlib.sha256(msgspec.json.encode([sorted(self.env), self.entrypoint])).hexdigest()
 
 
 def is_index(found: dict[str, Any]) -> bool:
@@ -53,6 +61,7 @@ def of(found: dict[str, Any], manifests: Sequence[dict[str, Any]] = (), *, podma
         digests=_of_podman(found) if podman else tuple(found.get("RepoDigests") or ()),
         labels=config.get("Labels") or {},
         env=tuple(config.get("Env") or ()),
+        entrypoint=tuple(config.get("Entrypoint") or ()),
         created=found.get("Created", ""),
         size=found.get("Size", 0),
         layers=tuple((found.get("RootFS") or {}).get("Layers") or ()),

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from repro import manifest
+from repro import manifest, tolerant
 from repro.engines.answers import Exit
 from repro.engines.engine import Engine, connect
 from repro.engines.refusal import STARTER, CommandNotFoundError, ContainerGoneError, command_not_found
@@ -401,7 +401,7 @@ def discard(folder: RunFolder) -> None:
 
 def resources(record: Record) -> Resources:
     """The limits that a run was given."""
-    return msgspec.convert(record.planned.config.get("resources", {}), Resources)
+    return tolerant.read(record.planned.config.get("resources", {}), Resources)[0]
 
 
 def boot() -> str:

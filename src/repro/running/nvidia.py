@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+from repro import record
 from repro.experiment import Value
 
 
@@ -83,3 +84,28 @@ def metrics(gpu: Gpu) -> dict[str, float]:
         found[f"{name}_power_usage_watts"] = milliwatts / 1000
         found[f"{name}_power_usage_percentage"] = milliwatts / pynvml.nvmlDeviceGetEnforcedPowerLimit(gpu.handle) * 100
     return found
+
+
+def facts() -> tuple[record.Gpu, ...]:
+    """What is to know of each GPU of this machine, in their order, but for those that do not tell."""
+    import pynvml
+
+    found: list[record.Gpu] = []
+    with opened("all") as gpus:
+        for gpu in gpus:
+            with contextlib.suppress(pynvml.NVMLError):
+                major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(gpu.handle)
+                found.append(
+                    record.Gpu(
+                        name=_text(pynvml.nvmlDeviceGetName(gpu.handle)),
+                        uuid=_text(pynvml.nvmlDeviceGetUUID(gpu.handle)),
+                        architecture=f"{major}.{minor}",
+                        memory=pynvml.nvmlDeviceGetMemoryInfo(gpu.handle).total,
+                        driver=_text(pynvml.nvmlSystemGetDriverVersion()),
+                    )
+                )
+    return tuple(found)
+
+
+def _text(answer: str | bytes) -> str:
+    return answer.decode(errors="replace") if isinstance(answer, bytes) else answer

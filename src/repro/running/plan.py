@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from datetime import datetime, timezone
+from functools import cache
 from pathlib import Path
 
 import msgspec
 
-from repro import __version__, manifest
+from repro import __version__, identity, manifest
 from repro.engines.answers import EngineFacts
 from repro.engines.engine import ContainerSpec, Mount
 from repro.engines.refusal import STARTER
@@ -17,6 +19,7 @@ from repro.errors import BadInputError
 from repro.experiment import Experiment, Resources, RunSecret, Value
 from repro.record import Code, DatasetUsed, Host, ImageUsed, Planned, RunFolder
 from repro.running import ownership
+from repro.running.machine import Machine
 from repro.secrets.secretsfolder import INSIDE as SECRETS
 
 INSIDE = Path(__file__).parents[1] / "inside"  # what we mount into every container
@@ -29,6 +32,7 @@ class Ingredients(Value, frozen=True, kw_only=True):
     """What has been found or made for a run before it is planned."""
 
     code: Code
+    code_prefix: str = ""  # of the project inside its repository
     code_folder: str  # the export of the snapshot on this host
     diff: str  # uncommitted changes, for people
     image: ImageUsed
@@ -36,6 +40,7 @@ class Ingredients(Value, frozen=True, kw_only=True):
     inputs: dict[str, str]  # texts that the image was made from, by path
     data: tuple[DatasetUsed, ...]
     engine: EngineFacts
+    machine: Machine = Machine()
     notices: tuple[str, ...] = ()
 
 
@@ -53,6 +58,8 @@ class Circumstances(Value, frozen=True, kw_only=True):
     user: str  # name
     tracking_uri: str | None
     secrets_folder: str = ""  # on this host, in memory; "" without secrets
+    reproduces: str | None = None  # the run that this one executes again
+    repeats: str | None = None  # the first of the runs that `--repeat` makes
 
 
 class Plan(Value, frozen=True, kw_only=True):
@@ -99,22 +106,24 @@ def decide(experiment: Experiment, ingredients: Ingredients, circumstances: Circ
         code=ingredients.code,
         image=ingredients.image,
         data=ingredients.data,
-        host=_host(ingredients.engine, circumstances.user),
-        # where the engine runs as the caller, its root is the caller, and any other user cannot write their files
-        user="0:0"
-        if ingredients.engine.rootless or experiment.user == "root"
-        else f"{circumstances.uid}:{circumstances.gid}",
+        host=host(ingredients.engine, ingredients.machine, circumstances.user),
+        user=user(experiment, ingredients.engine, circumstances),
         env=env,
         gpus_asked=gpus_text(gpus) + (" or none" if cpu_fallback else ""),
         network=experiment.network,
         tracking_uri=circumstances.tracking_uri,
         tracking_experiment=tracking.experiment or experiment.name,
         notices=(*ingredients.notices, *_unlimited(experiment, ingredients.engine)),
+        code_prefix=ingredients.code_prefix,
+        helper=helper(),
+        reproduces=circumstances.reproduces,
+        repeats=circumstances.repeats,
     )
+    planned = msgspec.structs.replace(planned, run_key=identity.run_key(planned))
     return Plan(
         planned=planned,
         folder=circumstances.folder,
-        container=_container(experiment, ingredients, planned, circumstances, gpus),
+        container=container(experiment, ingredients, planned, circumstances, gpus),
         cpu_fallback=cpu_fallback,
         time_limit=experiment.resources.time_limit,
         stop_grace=experiment.resources.stop_grace,
@@ -123,6 +132,25 @@ def decide(experiment: Experiment, ingredients: Ingredients, circumstances: Circ
         secrets=experiment.secrets,
         secrets_folder=circumstances.secrets_folder,
     )
+
+
+def user(experiment: Experiment, engine: EngineFacts, circumstances: Circumstances) -> str:
+    """Who the container's program is, as uid:gid."""
+    # where the engine runs as the caller, its root is the caller, and any other user cannot write their files
+    as_root = engine.rootless or experiment.user == "root"
+    return "0:0" if as_root else f"{circumstances.uid}:{circumstances.gid}"
+
+
+@cache
+def helper() -> str:
+    """One sha256 over all that we mount into every container: it is as constant as our version."""
+    hasher = hashlib.sha256()
+    for path in sorted(INSIDE.rglob("*")):
+        if path.is_file() and "__pycache__" not in path.parts:
+            content = path.read_bytes()
+            name = path.relative_to(INSIDE).as_posix()
+            hasher.update(f"{len(content)} {name}\0".encode() + content)
+    return hasher.hexdigest()
 
 
 def start_command(
@@ -247,7 +275,8 @@ def container_env(experiment: Experiment, ingredients: Ingredients, circumstance
     return defaults | experiment.env | ours
 
 
-def _host(engine: EngineFacts, user: str) -> Host:
+def host(engine: EngineFacts, machine: Machine, user: str) -> Host:
+    """What a record keeps of the machine."""
     return Host(
         name=engine.name,
         user=user,
@@ -255,12 +284,18 @@ def _host(engine: EngineFacts, user: str) -> Host:
         cpus=engine.cpus,
         memory=engine.memory,
         engine=f"{engine.product} {engine.version} ({engine.store})",
+        architecture=machine.architecture,
+        kernel=machine.kernel,
+        cpu=machine.cpu,
+        cpu_flags=machine.cpu_flags,
+        gpus=machine.gpus,
     )
 
 
-def _container(
+def container(
     experiment: Experiment, ingredients: Ingredients, planned: Planned, circumstances: Circumstances, gpus: Gpus
 ) -> ContainerSpec:
+    """The container of what is planned."""
     limits, folder = experiment.resources, RunFolder(Path(circumstances.folder))
     mounts = [
         Mount(source=ingredients.code_folder, target="/workspace"),

@@ -24,7 +24,7 @@ from repro.tracking.client import TrackedRun, TrackingClient, TrackingError
 from repro.tracking.delivery import Delivery, Gone, Names
 from repro.tracking.journal import Events, Note, Position
 from repro.tracking.nested import TAG, Nested, Place
-from repro.tracking.tracking import State, state
+from repro.tracking.tracking import State, outcome, state
 from repro.tracking.upload import Amount, Item, Shipment, artifacts
 
 SAVE_SECONDS = 2.0  # points sent since the last save are looked for in MLflow after a crash
@@ -163,14 +163,16 @@ class Publication:
 
     def _describe(self, record: Record) -> None:
         """Tags as far as they are known; parameters and datasets, which never change, once."""
-        if self.state.described == record.state:
+        verdict = outcome(self.folder)
+        described = f"{record.state} {verdict}".rstrip()
+        if self.state.described == described:
             return
-        self.delivery.tags(_notes(view.tags(record)))
+        self.delivery.tags(_notes(view.tags(record) | ({"verdict": verdict} if verdict else {})))
         if not self.state.described:
             self._inputs(record, there=())
         if not self.state.compared:
             self._compare(record)
-        self._note(described=record.state)
+        self._note(described=described, artifacts=self.state.artifacts and not verdict)
         self.save()
 
     def _compare(self, record: Record) -> None:

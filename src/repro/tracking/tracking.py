@@ -26,6 +26,7 @@ from repro.record import Planned, RunFolder
 from repro.tracking import store
 from repro.tracking.journal import Position
 from repro.tracking.story import Child
+from repro.verdict import Verification
 
 CATCH_UP_SECONDS = 2.0
 SYNC_SECONDS = 3600.0  # a large upload takes its time
@@ -127,6 +128,15 @@ def mlflow_run(folder: RunFolder) -> str:
     """MLflow's id of a run; "" while it has none."""
     known = state(folder)
     return known.run if known else ""
+
+
+def outcome(folder: RunFolder) -> str:
+    """What the comparison of a run with the one that it reproduces or repeats came to, as E5; "" without any."""
+    try:
+        found = msgspec.json.decode(folder.verification.read_bytes(), type=Verification)
+    except (OSError, msgspec.MsgspecError):
+        return ""
+    return str(found.verdict.level) if found.verdict else ""
 
 
 def complete(folder: RunFolder) -> bool:

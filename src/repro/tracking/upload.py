@@ -103,7 +103,7 @@ class Shipment:
 
 def artifacts(folder: RunFolder) -> Iterator[tuple[Path, str]]:
     """The files of a run that MLflow shows, with their names there. No links: the container made the outputs."""
-    for path in (folder.config_yaml, folder.record, folder.diff):
+    for path in (folder.config_yaml, folder.record, folder.diff, folder.verification):
         if path.is_file():
             yield path, path.name
     ignored = manifest.matcher(manifest.wanted(folder.read().planned).ignore)

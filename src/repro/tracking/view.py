@@ -32,7 +32,7 @@ VIEW = "repro"  # the saved view's key, in the address of MLflow's page
 STATUS = {End.FINISHED: "FINISHED", End.KILLED: "KILLED"}  # the others are FAILED
 OURS = re.compile(  # tags that an experiment cannot set by itself
     r"(run|image|image_id|image_digest|image_manifest|image_spec|image_content|floating|drift|commit|dirty|command"
-    r"|gpus|network|exit_code|ended|nested"
+    r"|gpus|network|exit_code|ended|nested|reproduces|repeats|verdict"
     r"|mlflow\.(user|parentRunId|runName|note\.content|(source|docker|project)\..*))$"
 )
 HOSTS = re.compile(r"^(https?://|ssh://git@|git@)(github\.com|gitlab\.com|bitbucket\.org)[:/]")
@@ -73,6 +73,8 @@ def tags(record: Record) -> dict[str, str]:
         "command": shlex.join(planned.command),
         "gpus": record.started.gpus if record.started else planned.gpus_asked,
         "network": planned.network,
+        "reproduces": planned.reproduces,
+        "repeats": planned.repeats,
         "mlflow.user": planned.host.user,
         "mlflow.docker.image.uri": image.digest or image.tag,
         "mlflow.docker.image.id": image.id,

@@ -1,0 +1,145 @@
+"""One file on both sides -> how much of it is the same."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from repro import manifest
+from repro.compare import intervals, leaves
+from repro.compare.tolerance import Margin
+from repro.experiment import Value
+from repro.record import OutputFile
+from repro.verdict import Compared, Level
+
+RENAMED = "name"  # the stabilizer of a file whose name alone is another
+
+Repeat = tuple[Path, OutputFile]  # outputs of a run, and the file in them
+
+
+class Pair(Value, frozen=True, kw_only=True):
+    """A file of the original, the same file of the other run, and the outputs that they lie in."""
+
+    before: OutputFile
+    after: OutputFile
+    folders: tuple[Path, Path]
+
+    @property
+    def role(self) -> Literal["result", "by-product"]:
+        """A by-product only if both sides say so."""
+        return "by-product" if self.before.role == self.after.role == "by-product" else "result"
+
+    def found(self, level: Level, remark: str = "", stabilizer: str | None = None) -> Compared:
+        renamed = f"there it is {self.after.path}" if self.after.path != self.before.path else ""
+        return Compared(
+            kind="file",
+            name=self.before.path,
+            level=level,
+            role=self.role,
+            before=identity(self.before),
+            after=identity(self.after),
+            stabilizer=stabilizer,
+            remark="; ".join(filter(None, [remark, renamed])),
+        )
+
+    def contents(self) -> tuple[bytes, bytes] | None:
+        """The bytes of both, if they still are what was recorded."""
+        one, other = (
+            content(folder, file) for folder, file in zip(self.folders, (self.before, self.after), strict=True)
+        )
+        return None if one is None or other is None else (one, other)
+
+
+def identity(file: OutputFile | None) -> str:
+    """A file in short."""
+    return f"sha256:{file.sha256}" if file else ""
+
+
+def alone(there: OutputFile, before: OutputFile | None, after: OutputFile | None) -> Compared:
+    """A file that one side has and the other has not."""
+    return Compared(
+        kind="file",
+        name=there.path,
+        level=Level.MISSING,
+        role=there.role,
+        before=identity(before),
+        after=identity(after),
+        remark="it is there on one side alone",
+    )
+
+
+def content(outputs: Path, file: OutputFile) -> bytes | None:
+    """The bytes of a file as it was recorded; None when it is gone, another one by now, or too large to be compared."""
+    if file.size > leaves.LIMIT or "\\" in file.path:
+        return None
+    try:
+        with manifest.opened(outputs / file.path) as opened:
+            found = opened.read(file.size + 1) if file.size < leaves.LIMIT else b""
+            while len(found) <= file.size and (more := opened.read(file.size + 1 - len(found))):
+                found += more
+    except OSError:
+        return None
+    return found if hashlib.sha256(found).hexdigest() == file.sha256 else None
+
+
+def compare(pair: Pair, margin: Margin | None, repeats: Sequence[Repeat], *, carried: bool) -> Compared:
+    """The highest level that a file reaches.
+
+    `repeats`: of it, in the original and in all its other repeats. `carried`: all metrics that are results reach
+    level 2, and there are some; they speak for weights, which never come again once a bit differs.
+    """
+    before, after = pair.before, pair.after
+    if (before.sha256, before.size) == (after.sha256, after.size):
+        if before.path == after.path:
+            return pair.found(Level.BYTES)
+        return pair.found(Level.STABILIZED, stabilizer=RENAMED)
+    if stabilizer := _stabilized(pair):
+        return pair.found(Level.STABILIZED, stabilizer=stabilizer)
+    remark = ""
+    if margin:
+        both = pair.contents()
+        if both is None:
+            remark = "its numbers cannot be compared: it is gone, or not what was recorded any more"
+        elif not leaves.readable(before.path):
+            remark = f"its numbers cannot be compared: they are read in {', '.join(leaves.TEXTS + leaves.ARRAYS)}"
+        else:
+            apart = leaves.distance(before.path, *both, margin)
+            if apart.same:
+                return pair.found(Level.TOLERANCE, apart.remark)
+            remark = apart.remark
+    return _among_repeats(pair, repeats, remark, carried=carried)
+
+
+def _stabilized(pair: Pair) -> str | None:
+    """The stabilizer after which both are the same bytes."""
+    was, now = pair.before.canonical, pair.after.canonical
+    if was and now and was.stabilizer == now.stabilizer:
+        return was.stabilizer if was.sha256 == now.sha256 else None
+    return None
+
+
+def _among_repeats(pair: Pair, repeats: Sequence[Repeat], remark: str, *, carried: bool) -> Compared:
+    """Numbers for people are inside their intervals or not; of all else that varies, metrics are the judge."""
+    if len(repeats) < intervals.FEWEST or not _varies([file for _, file in repeats]):
+        return pair.found(Level.DIFFERENT, remark)
+    if leaves.is_text(pair.before.path):
+        both = pair.contents()
+        texts = [content(outputs, file) for outputs, file in repeats]
+        if both is None or None in texts:
+            return pair.found(Level.DIFFERENT, remark or "repeats cannot be compared: a file is gone or another one")
+        spread = intervals.spread(pair.before.path, [text for text in texts if text is not None], both[1])
+        return pair.found(Level.STATISTICAL if spread.same else Level.DIFFERENT, spread.remark)
+    varies = "it differs between the original's own repeats"
+    if carried:
+        return pair.found(Level.STATISTICAL, f"{varies}: the metrics speak for it")
+    return pair.found(Level.DIFFERENT, "; ".join(filter(None, [remark, f"{varies}, and no metrics speak for it"])))
+
+
+def _varies(files: Sequence[OutputFile]) -> bool:
+    """Whether repeats have left different files behind, stabilizers applied."""
+    if len({file.sha256 for file in files}) == 1:
+        return False
+    canonical = {(file.canonical.stabilizer, file.canonical.sha256) for file in files if file.canonical}
+    return len(canonical) != 1 or not all(file.canonical for file in files)

@@ -1,0 +1,395 @@
+"""`repro reproduce` and `repro verify`: a recorded run once more, and whether that could be done today."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from repro import report
+from repro.display import Display
+from repro.errors import BadInputError, EnvironmentUnfitError, ExitCode, RefusedError, ReproError
+from repro.experiment import Value
+from repro.project import Project
+from repro.record import End, Host, Record, RunFolder
+from repro.verbs.imaging import Add
+from repro.verdict import Ceiling, Compared, Ingredient, Level, Verification
+
+if TYPE_CHECKING:
+    from repro.compare.sides import Side
+    from repro.compare.tolerance import Tolerance
+    from repro.engines.engine import Engine
+    from repro.execution import Execution
+    from repro.restoring.again import Basis
+    from repro.restoring.auditing import Audit
+    from repro.restoring.materials import Materials, Source
+    from repro.running.plan import Plan
+
+WHICH = "run id, MLflow run id, a unique prefix, or latest"
+SHOWN = 8  # results that differ
+MEANING = {
+    Level.MISSING: "a result is missing",
+    Level.DIFFERENT: "results differ",
+    Level.STATISTICAL: "inside the interval of the original's repeats",
+    Level.TOLERANCE: "inside the declared tolerance",
+    Level.STABILIZED: "the same bytes after stabilizers",
+    Level.BYTES: "the same bytes",
+}
+TRY = {
+    "code": "`git fetch origin 'refs/repro/*:refs/repro/*'`, or use the repository that the run was started from",
+    "image": "`--rebuild` builds it anew from the recorded recipe; `repro import-image FILE` takes it from a file",
+    "data": "lay its files in a folder and set REPRO_DATA_SOURCE=FOLDER",
+    "secret": "provide it where the run took it from",
+    "host": "use a machine with such GPUs",
+    "config": "use the version of repro that recorded it",
+}
+
+
+class Intent(Value, frozen=True, kw_only=True):
+    """What would be done: the answer of --dry-run."""
+
+    run: str
+    expected: Level
+    ceiling: Ceiling
+    ingredients: tuple[Ingredient, ...]
+
+
+def register(add: Add) -> None:
+    """The verbs of this module."""
+    command = add(reproduce, "reproduce", "run a recorded run again, and say whether the same came out", json=True)
+    command.add_argument("run", help=WHICH)
+    command.add_argument("--expect", metavar="LEVEL", help="E0 to E5; default: the most that is possible here")
+    command.add_argument("--times", type=int, default=1, metavar="N", help="run it so many times (default: 1)")
+    command.add_argument("--rebuild", action="store_true", help="build the image anew, also when it is there")
+    command.add_argument("--offline", action="store_true", help="ask nobody who is not on this machine")
+    command.add_argument("--tolerance", metavar="FILE", help="how far numbers may be apart (TOML), for level E3")
+    command.add_argument("--dry-run", action="store_true", help="print where everything would come from, run nothing")
+
+    command = add(verify, "verify", "could a run be had back today? Checks every hash, runs nothing", json=True)
+    command.add_argument("run", nargs="?", default="latest", help=WHICH)
+    command.add_argument("--online", action="store_true", help="ask git remotes, registries and data sources, too")
+    command.add_argument("--quick", action="store_true", help="sizes and ids have to do for code, data and image")
+
+
+def chosen(project: Project, wanted: str) -> Side:
+    """The run that is meant: by its name, or the one in a bundle, which is imported first."""
+    from repro.compare.sides import Side
+    from repro.tracking.lookup import find
+
+    record, folder = find(project, wanted)
+    return Side(record=record, folder=folder)
+
+
+# reproduce -------------------------------------------------------------------------------------------------------
+
+
+def reproduce(args: argparse.Namespace, display: Display) -> int:
+    """The run of a record once more, compared with it; each attempt leaves a verification."""
+    from repro.compare import tolerance
+    from repro.engines.engine import connect
+    from repro.execution import Execution
+    from repro.restoring import again
+    from repro.running import sweep
+
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the end of a terminal is not the end of a run
+    if args.times < 1:
+        raise BadInputError(f"--times {args.times}: at least once")
+    expected = level(args.expect) if args.expect else None
+    margins = tolerance.read(Path(args.tolerance)) if args.tolerance else None
+    project = Project.find(Path.cwd())
+    sweep.at_start(project, display.notice)
+    original = chosen(project, args.run)
+    require_result(original.record)
+    execution = Execution(project, display)
+    execution.prevent_pruning()
+    try:
+        engine = connect()
+        source, basis = assess(original, project, engine, args, expected)
+        _show_plan(original.record, basis, args, display)
+        try:
+            refuse(original.record, basis, explicit=expected is not None)
+        except EnvironmentUnfitError:
+            if not args.dry_run:
+                again.write(again.verified(original.record, basis), original.folder, None)
+            raise
+        if args.dry_run:
+            return ExitCode.OK
+        attempts = Attempts(original, engine, execution, source, basis, margins)
+        made = list(attempts.run(("reproduce", args.run), args.times))
+    finally:
+        execution.close()
+    print(report.as_json(made) if args.json else "\n".join(answer(original, made)), flush=True)
+    return ExitCode.OK if all(each.reached for each in made) else ExitCode.NO
+
+
+def level(text: str) -> Level:
+    """E3, or 3.
+
+    Raises:
+        BadInputError: neither.
+    """
+    if found := re.fullmatch(r"[Ee]?([0-5])", text):
+        return Level(int(found[1]))
+    raise BadInputError(
+        f"--expect {text}: no such level",
+        hints=[", ".join(f"{each} ({MEANING[each]})" for each in reversed(Level))],
+    )
+
+
+def require_result(record: Record) -> None:
+    """Only what came to its end by itself, and well, has results to compare with.
+
+    Raises:
+        BadInputError: the run did not.
+    """
+    if record.ended is None or record.ended.end is not End.FINISHED:
+        raise BadInputError(
+            f"run {record.planned.run} has no result to compare with: {report.outcome(record)}",
+            hints=[
+                "`repro attach` waits for its end"
+                if record.ended is None
+                else f"`repro verify {record.planned.run}` tells whether it could be run again"
+            ],
+        )
+
+
+def assess(
+    original: Side, project: Project, engine: Engine, args: argparse.Namespace, expected: Level | None
+) -> tuple[Source, Basis]:
+    """Where everything is, what may be expected here, and what is expected."""
+    from repro.restoring import again, ceiling, frozen, ingredients
+    from repro.restoring.again import Basis
+    from repro.restoring.materials import Source
+
+    record = original.record
+    thawed = frozen.thaw(record)
+    depth = ingredients.Depth(rebuild=args.rebuild)
+    found = ingredients.look(record, original.folder, project, engine, offline=args.offline, depth=depth)
+    host = host_now(engine, record)
+    most = ceiling.of(record, host, found, born=again.repeats(record, project).limit)
+    basis = Basis(expected=most.level if expected is None else expected, ceiling=most, ingredients=found, host=host)
+    source = Source(experiment=thawed.experiment, ingredients=found, rebuild=args.rebuild, offline=args.offline)
+    return source, basis
+
+
+def host_now(engine: Engine, record: Record) -> Host:
+    """The machine, as a run of now would record it."""
+    from repro.project import user_name
+    from repro.running import machine, plan
+
+    facts = engine.facts()
+    gpus = record.started is not None and record.started.gpus != "none"
+    return plan.host(facts, machine.of(facts, engine.host_url, gpus=gpus), user_name())
+
+
+def refuse(record: Record, basis: Basis, *, explicit: bool) -> None:
+    """Say no before anything is done, where the answer is known.
+
+    Raises:
+        EnvironmentUnfitError: an ingredient is lost.
+        RefusedError: more is expected than is possible here.
+    """
+    from repro.restoring import ceiling, ingredients
+
+    if lost := ingredients.lost(basis.ingredients):
+        raise EnvironmentUnfitError(
+            f"run {record.planned.run} cannot be run again: {', '.join(map(ceiling.name, lost))} lost",
+            evidence=[f"{ceiling.name(each)}: {each.recorded}\n{each.remark or 'nowhere'}" for each in lost],
+            hints=[f"{each.kind}: {TRY[each.kind]}" for each in lost],
+        )
+    if explicit and basis.expected > basis.ceiling.level:
+        raise RefusedError(
+            f"{basis.expected} is out of reach here: {basis.ceiling.level} is the most that may be expected",
+            evidence=[basis.ceiling.reason],
+            hints=[f"--expect {basis.ceiling.level}, or a machine like the one that it ran on"],
+        )
+
+
+class Attempts:
+    """The attempts of one command at one run."""
+
+    def __init__(
+        self,
+        original: Side,
+        engine: Engine,
+        execution: Execution,
+        source: Source,
+        basis: Basis,
+        tolerance: Tolerance | None,
+    ) -> None:
+        self.original, self.engine, self.execution = original, engine, execution
+        self.source, self.basis, self.tolerance = source, basis, tolerance
+
+    def run(self, argv: tuple[str, ...], times: int) -> Iterator[Verification]:
+        """One after the other.
+
+        Raises:
+            EnvironmentUnfitError: something cannot be had, or the engine went away.
+            KeyboardInterrupt: Ctrl-C; the run is over, and recorded.
+        """
+        from repro.restoring import again
+        from repro.restoring.materials import Workshop, gather
+
+        project, display = self.execution.project, self.execution.display
+        with ExitStack() as stack:
+            here = Workshop(project=project, engine=self.engine, display=display, stack=stack)
+            try:
+                materials = gather(self.original, self.source, here)
+            except ReproError:
+                again.write(again.verified(self.original.record, self.basis), self.original.folder, None)
+                raise
+            self.basis = msgspec.structs.replace(self.basis, rebuilt=materials.rebuilt)
+            if not materials.same_image:
+                display.notice("the image was built anew and is not the same: its layers differ from the recorded ones")
+            for number in range(times):
+                if number:
+                    self.execution.prevent_pruning()
+                yield self._once(materials, argv)
+
+    def _once(self, materials: Materials, argv: tuple[str, ...]) -> Verification:
+        from repro.restoring import again
+        from repro.restoring.materials import plan
+        from repro.running import keeping
+
+        record, project = self.original.record, self.execution.project
+
+        def execute(planned: Plan, began: Callable[[RunFolder, Record], None]) -> tuple[Record, RunFolder]:
+            return self.execution.execute(planned, self.engine, began=began)
+
+        others = (again.side_of(project, run) for run in again.repeats(record, project).runs)
+        made, rerun = again.attempt(
+            self.original,
+            plan(record, project, self.source, materials, argv),
+            execute,
+            self.basis,
+            tolerance=self.tolerance,
+            others=[each for each in others if each],
+        )
+        self.execution.retell(rerun.folder)
+        self.execution.tracked(rerun.record, rerun.folder, self.source.experiment.tracking.wait)
+        if keeping.interrupted(rerun.folder):
+            raise KeyboardInterrupt
+        if rerun.record.state == End.LOST.value:
+            raise EnvironmentUnfitError(
+                f"the rerun {rerun.record.planned.run} was lost", evidence=[report.outcome(rerun.record)]
+            )
+        return made
+
+
+# for people ------------------------------------------------------------------------------------------------------
+
+
+def _show_plan(record: Record, basis: Basis, args: argparse.Namespace, display: Display) -> None:
+    if args.dry_run and args.json:
+        intent = Intent(
+            run=record.planned.run, expected=basis.expected, ceiling=basis.ceiling, ingredients=basis.ingredients
+        )
+        print(report.as_json(intent))
+        return
+    lines = [f"run {record.planned.run} once more", *places(basis.ingredients)]
+    network = record.planned.network
+    lines.append(f"network   {network}" + ("" if network == "none" else ": what it fetches may differ"))
+    lines.append(_row("ceiling", f"{basis.ceiling.level}", basis.ceiling.reason))
+    lines.append(_row("expected", f"{basis.expected}", MEANING[basis.expected]))
+    if args.dry_run:
+        print("\n".join(lines))
+    else:
+        for line in lines:
+            display.line(line)
+
+
+def _row(name: str, first: str, more: str) -> str:
+    return f"{name:<8}  {first}" + (f"  {more}" if more else "")
+
+
+def places(found: Sequence[Ingredient]) -> Iterator[str]:
+    """Each ingredient: what was recorded, where it was found, what will be used."""
+    for each in found:
+        name = f"{each.kind} {each.name}".rstrip()
+        yield f"{name:<8}  {report.LONG_DIGEST.sub(chr(92) + '1', each.recorded)}"
+        for place in each.found:
+            yield f"          {'uses' if place == each.use else 'also'} {place}"
+        if not each.use:
+            yield "          LOST"
+        if each.remark:
+            yield f"          note {each.remark}"
+
+
+def answer(original: Side, made: Sequence[Verification]) -> Iterator[str]:
+    """What came of the attempts."""
+    for each in made:
+        came = each.verdict.level if each.verdict else None
+        word = "reproduced" if each.reached else "NOT reproduced"
+        said = f"{came}, {MEANING[came]}" if came is not None else "no verdict: it was stopped"
+        yield f"{original.record.planned.name}: {word} ({said})"
+        yield f"  run      {each.run}"
+        yield f"  rerun    {each.rerun}  on the {each.witness}" + ("  with an image built anew" if each.rebuilt else "")
+        yield f"  expected {each.expected}" + (f"  ({each.ceiling.reason})" if each.ceiling.reason else "")
+        if each.verdict:
+            results = [one for one in each.verdict.compared if one.role == "result"]
+            yield f"  compared {report.many(len(results), 'result')}"
+            yield from _differing(results)
+            if each.verdict.explanation:
+                yield f"  why      {each.verdict.explanation}"
+        yield f"  record   {original.folder.verifications / f'{each.rerun}.json'}"
+
+
+def _differing(results: Sequence[Compared]) -> Iterator[str]:
+    differing = [one for one in results if one.level < Level.BYTES]
+    for one in differing[:SHOWN]:
+        because = one.stabilizer or one.remark
+        yield f"  {one.level}       {one.kind} {one.name}" + (f": {because}" if because else "")
+    if differing[SHOWN:]:
+        yield f"           and {len(differing) - SHOWN} more (--json lists all)"
+
+
+# verify ----------------------------------------------------------------------------------------------------------
+
+
+def verify(args: argparse.Namespace, display: Display) -> int:
+    """Whether a run could be had back today, and what is decaying."""
+    from repro.engines.engine import connect
+    from repro.restoring import auditing
+
+    project = Project.find(Path.cwd())
+    side = chosen(project, args.run)
+    try:
+        engine: Engine | None = connect()
+    except EnvironmentUnfitError as error:
+        engine = None
+        display.notice(f"without an engine nothing can be said of the image there: {error.what}")
+    host = host_now(engine, side.record) if engine else side.record.planned.host
+    with display.step("verify") as step:
+        found = auditing.audit(side, project, engine, host, online=args.online, deep=not args.quick)
+        step.detail = "by sizes and ids" if args.quick else "every hash"
+    print(report.as_json(found) if args.json else "\n".join(audit_text(side.record, found)))
+    if found.lost:
+        return ExitCode.ENVIRONMENT
+    return ExitCode.NO if found.changed else ExitCode.OK
+
+
+def audit_text(record: Record, found: Audit) -> Iterator[str]:
+    """The answer for people."""
+    if found.lost:
+        yield f"{found.run}: cannot be had back"
+    elif record.ended is None or record.ended.end is not End.FINISHED:
+        yield f"{found.run}: could be run again, but has no result to compare with ({record.state})"
+    else:
+        yield f"{found.run}: could be had back, at level {found.ceiling.level}"
+    if found.ceiling.reason and not found.lost:
+        yield f"  ceiling  {found.ceiling.reason}"
+    yield from (f"  {line}" for line in places(found.ingredients))
+    for word, items in (("LOST", found.lost), ("CHANGED", found.changed), ("decaying", found.decay)):
+        yield from (f"  {word:<8} {item}" for item in items)
+    done = [each for each in found.verifications if each.verdict]
+    for each in done:
+        came = each.verdict.level if each.verdict else ""
+        yield f"  verified {came} on {each.at:%Y-%m-%d} by {each.by}, {each.witness}"
+    if stopped := len(found.verifications) - len(done):
+        yield f"  verified {report.many(stopped, 'attempt')} came to no verdict"
