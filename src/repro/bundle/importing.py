@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from repro import data, scratch
+from repro import data, manifest, scratch
 from repro.bundle import contents
 from repro.bundle.checking import Checked, opened
-from repro.bundle.contents import CODE, CODE_BUNDLE, DATA, IMAGE, OUTPUTS
+from repro.bundle.contents import CODE, CODE_BUNDLE, DATA, IMAGE, OUTPUTS, RECORD
 from repro.bundle.stored import Reader
 from repro.cleaning import housekeeping
 from repro.code import gitbundle
@@ -86,11 +85,11 @@ def _is_here(folder: RunFolder, checked: Checked) -> bool:
     """Whether this very run is in the project. The folder of any other is left alone."""
     if not os.path.lexists(folder.path):
         return False
-    here = hashlib.sha256(contents.canonical(folder.read())).hexdigest() if folder.record.exists() else "no record"
-    if here != checked.digest:
+    here, there = _sha256(folder.record) if folder.record.exists() else "none", checked.sha256[RECORD]
+    if here != there:
         raise RefusedError(
             f"{folder.path} is there already, and is another run than that of the bundle",
-            evidence=[f"here       {here}", f"in bundle  {checked.digest}"],
+            evidence=[f"its record.json: sha256 {here}", f"the bundle's:    sha256 {there}"],
             hints=["import it elsewhere: REPRO_RUNS_DIR=FOLDER, or an empty folder"],
         )
     return True
@@ -190,8 +189,6 @@ def _written(folder: Path) -> list[tuple[str, Path]]:
 
 
 def _sha256(path: Path) -> str:
-    from repro import manifest
-
     with path.open("rb") as file:
         return manifest.sha256(file)
 

@@ -6,10 +6,9 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import msgspec
-
 from repro.experiment import Experiment, Value
 from repro.record import OutputFile, Planned, Record
+from repro.restoring import frozen
 from repro.running import ownership
 from repro.running.plan import HOME, start_command
 from repro.secrets.secretsfolder import INSIDE as SECRETS
@@ -56,7 +55,7 @@ def _sum(name: str, digest: str) -> str:
 def text(record: Record, code: Code, image: Mapping[str, int]) -> bytes:
     """The script. `image`: the files of the image's layout with their sizes; none in a thin bundle."""
     planned, ended = record.planned, record.ended
-    experiment = msgspec.convert(planned.config, Experiment)
+    experiment = frozen.thaw(record).experiment
     exit_code = "" if ended is None or ended.exit_code is None else str(ended.exit_code)
     facts = {
         "run": planned.run,

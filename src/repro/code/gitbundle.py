@@ -61,6 +61,7 @@ def write(repository: Repository, commit: str, prefix: str, path: Path) -> None:
         asked = "".join(f"{each}\n" for each in sorted(found)).encode()
         with path.open("wb") as out, reading(temporary, *_PLAIN, *_PACK, stdin=asked) as pack:
             out.write(b"# v2 git bundle\n" if kind == "sha1" else f"# v3 git bundle\n@object-format={kind}\n".encode())
+            out.write(f"{commit} HEAD\n".encode())  # so that `git clone` has something to check out
             out.writelines(f"{each} refs/repro/snap/{each}\n".encode() for each in sorted(found))
             out.write(b"\n")
             shutil.copyfileobj(pack, out, BLOCK)
