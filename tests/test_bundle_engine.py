@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
 import subprocess
 import sys
@@ -14,8 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from repro.bundle import checking
-from repro.errors import BadInputError
 from repro.images.pieces import Say
 from repro.project import Project
 from repro.record import RunFolder, folders
@@ -143,7 +140,7 @@ def test_a_run_comes_back_on_an_engine_that_has_nothing(
     assert elsewhere(there, "show", "latest").returncode in (0, 2)
 
 
-PROGRAMS = ("docker sh cat chmod dirname head id ln ls mkdir sha256sum tail").split()
+PROGRAMS = ["docker", "sh", "cat", "chmod", "dirname", "head", "id", "ln", "ls", "mkdir", "sha256sum", "tail"]
 
 
 @pytest.fixture

@@ -84,7 +84,10 @@ def check(reader: Reader, say: Say) -> Checked:
     digest = digests[CANONICAL]
     files = {name: member.size for name, member in reader.members.items()}
     checked = Checked(record=record, digest=digest, files=files, sha256=digests, image=_image(reader, files, record))
-    if strange := _foreign(checked):
+    strange = _foreign(checked)
+    if "config.json" not in names or msgspec.json.decode(reader.read("config.json")) != record.planned.config:
+        strange.append("config.json is not the configuration in the record")
+    if strange:
         raise _damaged(reader, strange)
     return checked
 
