@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from repro.images.pieces import Say
+from repro.bundle.stored import Reader
+from repro.engines.engine import connect
 from repro.project import Project
 from repro.record import RunFolder, folders
 from tests.conftest import commit, script, write_experiment
@@ -38,13 +42,6 @@ tracking: {enabled: false}
 """
 
 
-def quiet(_line: str) -> None:
-    """Nobody listens."""
-
-
-SILENT: Say = quiet
-
-
 @pytest.fixture(scope="module")
 def node() -> Iterator[SecondEngine]:
     """An engine that has nothing."""
@@ -62,8 +59,6 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def run(lab: Project, repro: Repro, cache: Path) -> RunFolder:
     """A finished run that has used code, links, data and an environment."""
-    import hashlib
-
     source = lab.root.parent / "source"
     (source / "deep").mkdir(parents=True)
     (source / "deep" / "one").write_text("1\n")
@@ -119,25 +114,77 @@ def test_exporting_twice_gives_the_same_file_whatever_state_the_repository_is_in
 def test_a_run_comes_back_on_an_engine_that_has_nothing(
     bundle: Path, run: RunFolder, tmp_path: Path, node: SecondEngine, lab: Project
 ) -> None:
-    kept = tmp_path / bundle.name
-    shutil.move(bundle, kept)
-    before = {path.relative_to(run.path): path.read_bytes() for path in run.outputs.rglob("*") if path.is_file()}
-    digest = json.loads(json.dumps(run.read().planned.run))
-    shutil.rmtree(lab.root)
-    shutil.rmtree(tmp_path / "cache")
-    shutil.rmtree(tmp_path / "source")
+    kept = shutil.move(bundle, tmp_path / bundle.name)
+    before = {path.name: path.read_bytes() for path in run.outputs.iterdir()}
+    record = run.read()
+    for gone in (lab.root, tmp_path / "cache", tmp_path / "source"):
+        shutil.rmtree(gone)
     there = tmp_path / "empty"
     done = elsewhere(there, "import", str(kept), DOCKER_HOST=node.url)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[0] == digest
-    found = RunFolder(there / "runs" / digest)
-    after = {path.relative_to(found.path): path.read_bytes() for path in found.outputs.rglob("*") if path.is_file()}
-    assert before == after
-    planned = found.read().planned
-    assert tuple(node.client().images.get(planned.image.tag).attrs["RootFS"]["Layers"]) == planned.image.layers
-    again = elsewhere(there, "import", str(kept), DOCKER_HOST=node.url)
-    assert (again.returncode, "was here" in again.stderr) == (0, True)
-    assert elsewhere(there, "show", "latest").returncode in (0, 2)
+    assert done.stdout.splitlines()[0] == record.planned.run
+    found = RunFolder(there / "runs" / record.planned.run)
+    assert {path.name: path.read_bytes() for path in found.outputs.iterdir()} == before
+    image = node.client().images.get(record.planned.image.tag)
+    assert tuple(image.attrs["RootFS"]["Layers"]) == record.planned.image.layers
+    again = elsewhere(there, "import", str(kept), "--json", DOCKER_HOST=node.url)
+    assert (again.returncode, json.loads(again.stdout)["new"]) == (0, []), again.stderr
+    exported = elsewhere(there, "export", "-o", "again.zip", DOCKER_HOST=node.url)
+    assert exported.returncode == 0, exported.stderr
+    assert (there / "again.zip").read_bytes() == kept.read_bytes()
+    run_again = elsewhere(there, "reproduce", record.planned.run, "--offline", "--expect", "E5", DOCKER_HOST=node.url)
+    assert run_again.returncode == 0, run_again.stdout + run_again.stderr
+    clear(node)
+
+
+def clear(node: SecondEngine) -> None:
+    """No image is left there."""
+    for image in node.client().images.list(all=True):
+        node.client().images.remove(image.id, force=True)
+
+
+def test_an_import_that_was_killed_can_be_repeated(bundle: Path, tmp_path: Path, node: SecondEngine) -> None:
+    there = tmp_path / "there"
+    there.mkdir()
+    environment = {**os.environ, "REPRO_CACHE": str(tmp_path / "other-cache"), "DOCKER_HOST": node.url}
+    command = [sys.executable, "-c", "from repro.cli import entry; entry()", "import", str(bundle)]
+    process = subprocess.Popen(command, cwd=there, env=environment, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not list(there.glob("runs/.importing-*/run/archive")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert not list(there.glob("runs/2*"))
+    done = elsewhere(there, "import", str(bundle), DOCKER_HOST=node.url)
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in there.glob("runs/.importing-*")] == []
+    clear(node)
+
+
+def test_a_changed_byte_of_image_data_and_code_is_found_and_named_and_nothing_is_brought_in(
+    bundle: Path, tmp_path: Path, node: SecondEngine
+) -> None:
+    with bundle.open("rb") as file:
+        reader = Reader(file, bundle)
+        places = [(name, reader.starts[name], member.size) for name, member in reader.members.items() if member.size]
+    dice = random.Random(6)
+    large = max(places, key=lambda place: place[2])
+    parts = ("image/index", "data/", "outputs/data", "code/code/program", "code.bundle", "inside/bin")
+    chosen = [large, *(next(place for place in places if place[0].startswith(part)) for part in parts)]
+    for name, start, size in chosen:
+        with bundle.open("r+b") as file:
+            position = start + dice.randrange(size)
+            file.seek(position)
+            byte = file.read(1)
+            file.seek(position)
+            file.write(bytes([byte[0] ^ 1 << dice.randrange(8)]))
+            file.flush()
+            done = elsewhere(tmp_path / "there", "import", str(bundle), DOCKER_HOST=node.url)
+            file.seek(position)
+            file.write(byte)
+        assert (done.returncode, f"  | {name}: expected " in done.stderr) == (2, True), done.stderr
+    assert list((tmp_path / "there").iterdir()) == []
+    assert node.client().images.list(all=True) == []
 
 
 PROGRAMS = ["docker", "sh", "cat", "chmod", "dirname", "head", "id", "ln", "ls", "mkdir", "sha256sum", "tail"]
@@ -178,6 +225,73 @@ def test_the_script_runs_it_again_with_nothing_of_ours(
     folder = unpacked(bundle, tmp_path / "a folder")
     done = reproduce(folder, bare, node.url)
     assert done.returncode == 0, done.stderr + done.stdout
-    print(done.stdout)
-    assert done.stdout.splitlines()[-1].startswith("REPRODUCED")
-    assert reproduce(folder, bare, node.url).returncode == 2
+    *lines, last = done.stdout.splitlines()
+    names = ("config.json", "data", "linked", "made by a program", "word")
+    assert [line for line in lines if "when.txt" not in line] == [f"same bytes  {name}" for name in names]
+    assert last.startswith("REPRODUCED")
+    assert "is there already" in reproduce(folder, bare, node.url).stderr
+    (folder / "expected" / "results-sha256.txt").write_text(f"{'0' * 64}  word\n{'0' * 64}  nosuch\n")
+    done = reproduce(folder, bare, node.url, str(tmp_path / "second"))
+    assert (done.returncode, "expected/results-sha256.txt: FAILED" in done.stderr) == (3, True)
+    with (folder / "manifest-sha256.txt").open("w") as manifest:
+        sums = ["sha256sum", "expected/results-sha256.txt"]
+        subprocess.run(sums, cwd=folder, stdout=manifest, check=True)
+    done = reproduce(folder, bare, node.url, str(tmp_path / "second"))
+    assert (done.returncode, done.stdout.splitlines()[:2]) == (1, ["differs     word", "missing     nosuch"])
+    clear(node)
+
+
+def test_a_thin_bundle_says_what_it_lacks_and_is_enough_where_that_is(
+    run: RunFolder, repro: Repro, lab: Project, tmp_path: Path, bare: Path
+) -> None:
+    done = repro("export", "--thin", "-o", "thin.zip")
+    assert done.returncode == 0, done.stderr
+    record = run.read()
+    lines = [line.split("\t") for line in unpacked(lab.root / "thin.zip", tmp_path / "x").joinpath("fetch.txt").open()]
+    assert [line[2] for line in lines] == ["image", "data/numbers/deep/one", "data/numbers/two"]
+    done = repro("import", "thin.zip", REPRO_RUNS_DIR=str(tmp_path / "runs"))
+    assert done.returncode == 0, done.stderr
+    assert "without image, data numbers" in done.stderr
+    assert RunFolder(tmp_path / "runs" / record.planned.run).read() == record
+    done = reproduce(tmp_path / "x", bare, os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock"))
+    assert (done.returncode, "the dataset numbers is not in this bundle" in done.stderr) == (3, True)
+
+
+MEASURED = """
+import resource, sys
+from repro.cli import main
+code = main(sys.argv[1:])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+sys.exit(code)
+"""
+LARGE = int(os.environ.get("REPRO_TEST_LARGE_IMAGE", "300"))  # MB
+
+
+def test_memory_does_not_grow_with_the_image(
+    lab: Project, repro: Repro, node: SecondEngine, tmp_path: Path, cache: Path
+) -> None:
+    with (lab.docker / "Dockerfile").open("a") as dockerfile:
+        dockerfile.write(f"RUN head -c {LARGE}000000 /dev/urandom > /large\n")
+    assert repro("run", "experiment=toy", "tracking.enabled=false").returncode == 0
+    used = list(folders(lab.runs))[-1].read().planned.image
+
+    def peak(*arguments: str, **environment: str) -> float:
+        command = [sys.executable, "-c", MEASURED, *arguments]
+        began = time.monotonic()
+        done = subprocess.run(
+            command, cwd=lab.root, env={**os.environ, **environment}, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        megabytes = int(done.stdout.splitlines()[-1]) / 1000
+        print(f"{arguments[0]}: {megabytes:.0f} MB, {time.monotonic() - began:.1f} s")
+        return megabytes
+
+    assert peak("export", "-o", "large.zip") < 150
+    assert (lab.root / "large.zip").stat().st_size > LARGE * 1_000_000
+    peak_in = peak(
+        "import", "large.zip", DOCKER_HOST=node.url, REPRO_RUNS_DIR=str(tmp_path / "r"), REPRO_CACHE=str(tmp_path / "c")
+    )
+    assert peak_in < 150
+    lab_engine = connect()
+    lab_engine.remove_image(used.id, force=True)
+    clear(node)
