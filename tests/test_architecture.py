@@ -15,6 +15,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "repro"
 # stands left of it: so arrows between rooms point one way, too.
 ROOMS = (
     ("", "errors experiment tolerant project guard scratch record identity printable verdict"),
+    ("stabilize", "form wire texts arrays hdf5 pictures pages tensorflows archives registry worker apart pairing"),
     ("", "manifest report config display download data"),
     ("secrets", "masking secretsources secretsfolder"),
     ("code", "repository lfs checkout suspects source gitbundle"),
@@ -53,10 +54,13 @@ DOORS = {
     "scipy": {"compare.intervals"},
     "pynvml": {"running.nvidia"},
     "rfc8785": {"identity"},
+    "h5py": {"stabilize.hdf5"},
+    "numpy": {"stabilize.arrays", "stabilize.hdf5"},
+    "PIL": {"stabilize.pictures"},
 }
 
 LAZY = {"cyclonedx", "docker", "git", "hydra", "omegaconf", "mlflow", "rich", "pooch", "requests", "urllib3"}  # slow
-LAZY |= {"pathspec", "pynvml"}
+LAZY |= {"pathspec", "pynvml", "h5py", "numpy", "PIL"}
 
 MODULE_LINES = 450
 FUNCTION_LINES = 60  # without the docstring

@@ -291,7 +291,7 @@ class Keeper:
         try:
             end = self._drain(ending, pump, remarks)
             wanted = manifest.wanted(self.record.planned)
-            listing = manifest.of(self.folder.outputs, wanted.ignore, self.say)
+            listing = manifest.of(self.folder.outputs, wanted.ignore, self.say, by_products=wanted.by_products)
             crop = harvest.of(self.folder, self.record.planned.run, wanted.by_product_metrics)
             remarks += [listing.remark, crop.remark]
             whole = not (listing.remark or crop.remark or pump.disk_error)

@@ -255,7 +255,7 @@ class Attempts:
     def _once(self, materials: Materials, argv: tuple[str, ...]) -> Verification:
         from repro.restoring import again
         from repro.restoring.materials import plan
-        from repro.running import keeping
+        from repro.running import stopping
 
         record, project = self.original.record, self.execution.project
 
@@ -273,7 +273,7 @@ class Attempts:
         )
         self.execution.retell(rerun.folder)
         self.execution.tracked(rerun.record, rerun.folder, self.source.experiment.tracking.wait)
-        if keeping.interrupted(rerun.folder):
+        if stopping.interrupted(rerun.folder):
             raise KeyboardInterrupt
         if rerun.record.state == End.LOST.value:
             raise EnvironmentUnfitError(
