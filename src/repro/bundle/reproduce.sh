@@ -74,6 +74,8 @@ done
 if [ "$(layers_of "$image_name")" != "$layers" ]; then
     [ -d image ] || lost "the image is not in this bundle, and not on this engine: fetch.txt says where it is from"
     say "loading the image $image_name"
+    before=$("$engine" image inspect --format '{{.Id}}' "$image_name" 2>/dev/null) || :
+    [ -z "$before" ] || say "note: $image_name was another image here, which stays as $before"
     said=$(archive | "$engine" load 2>&1) || lost "the image could not be loaded: $said"
     [ "$(layers_of "$image_name")" = "$layers" ] || lost "$engine holds something else as $image_name than the bundle does"
 fi
