@@ -6,6 +6,7 @@ import io
 import random
 import shutil
 import subprocess
+import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
@@ -511,3 +512,86 @@ def test_another_library_reads_the_crate(bundle: Path, tmp_path: Path, run: RunF
     ]
     assert action["containerImage"]["tag"] == record.planned.image.tag.rpartition(":")[2]
     assert crate.root_dataset["identifier"] == f"sha256:{identity.record_digest(record)}"
+
+
+# reproduce.sh ---------------------------------------------------------------------------------------------------
+
+
+def text_of(record: Record, image: dict[str, int] | None = None, code: script.Code | None = None) -> str:
+    return script.text(record, code or script.Code(programs=(), links={}), image or {}).decode()
+
+
+def with_config(record: Record, **changes: Any) -> Record:
+    planned = msgspec.structs.replace(record.planned, config={**record.planned.config, **changes})
+    return msgspec.structs.replace(record, planned=planned)
+
+
+def test_the_script_asks_for_secrets_by_their_names(run: RunFolder, tmp_path: Path) -> None:
+    record = with_config(run.read(), secrets={"TOKEN": {"env": "FROM_HERE", "to": "env"}})
+    (tmp_path / "reproduce.sh").write_text(text_of(record))
+    done = subprocess.run(
+        ["sh", "reproduce.sh"], cwd=tmp_path, capture_output=True, text=True, check=False, env={"PATH": "/usr/bin:/bin"}
+    )
+    assert (done.returncode, "which are not in the bundle: TOKEN" in done.stderr) == (2, True)
+    assert "FROM_HERE" not in (tmp_path / "reproduce.sh").read_text()
+
+
+@pytest.mark.parametrize("shell", [["dash"], ["bash", "--posix"]], ids=lambda shell: shell[0])
+@pytest.mark.parametrize("sizes", [{"index.json": 1, "blobs/sha256/" + "a" * 64: 5000}, {"x": 512}])
+def test_the_script_writes_the_tar_that_an_engine_reads(
+    run: RunFolder, tmp_path: Path, sizes: dict[str, int], shell: list[str]
+) -> None:
+    dice = random.Random(8)
+    for name, size in sizes.items():
+        (tmp_path / "image" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "image" / name).write_bytes(dice.randbytes(size))
+    functions = text_of(run.read(), sizes).partition("\nlayers_of()")[0]
+    (tmp_path / "archive.sh").write_text(f"{functions}\narchive\n")
+    made = subprocess.run([*shell, "archive.sh"], cwd=tmp_path, capture_output=True, check=True).stdout
+    with tarfile.open(fileobj=io.BytesIO(made), mode="r:") as archive:
+        read = {each.name: archive.extractfile(each).read() for each in archive}  # type: ignore[union-attr]
+    assert read == {name: (tmp_path / "image" / name).read_bytes() for name in sizes}
+    assert len(made) % 512 == 0
+
+
+@pytest.mark.parametrize("size", [8 << 30, (64 << 30) - 1])
+def test_a_layer_may_have_more_than_8_gib(run: RunFolder, tmp_path: Path, size: int) -> None:
+    """Its header alone is written here: `cat` of a file that is not there writes nothing."""
+    functions = text_of(run.read(), {"x": size}).partition("\nlayers_of()")[0]
+    (tmp_path / "archive.sh").write_text(f"{functions}\narchive\n")
+    made = subprocess.run(["sh", "archive.sh"], cwd=tmp_path, capture_output=True, check=False).stdout
+    assert tarfile.TarInfo.frombuf(made[:512], "utf-8", "strict").size == size
+
+
+@pytest.mark.parametrize(
+    ("given", "option"), [("none", None), ("all", "--gpus all"), ("2", "--gpus 2"), ("GPU-a,GPU-b,GPU-c", "--gpus 3")]
+)
+def test_gpus_are_asked_for_by_number(run: RunFolder, given: str, option: str | None) -> None:
+    record = run.read()
+    started = msgspec.structs.replace(record.started, gpus=given)  # type: ignore[type-var]
+    lines = [line.strip(" \\") for line in text_of(msgspec.structs.replace(record, started=started)).splitlines()]
+    assert [line for line in lines if line.startswith("--gpus")] == ([option] if option else [])
+
+
+def test_what_a_shell_would_understand_is_quoted(run: RunFolder, tmp_path: Path) -> None:
+    record = run.read()
+    odd = 'it\'s $HOME `id`\n"two"\\'
+    planned = msgspec.structs.replace(record.planned, command=("echo", odd), env={"ODD": odd})
+    text = text_of(msgspec.structs.replace(record, planned=planned))
+    start = text[text.index("start() {") : text.index("archive() {")]
+    (tmp_path / "x.sh").write_text(
+        f"engine=printf_all\nimage=IMAGE\nprintf_all() {{ printf '%s\\0' \"$@\"; }}\n{start}\nstart"
+    )
+    printed = subprocess.run(["sh", "x.sh"], cwd=tmp_path, capture_output=True, check=True).stdout.decode().split("\0")
+    assert printed[-4:] == ["IMAGE", "echo", odd, ""]
+    assert printed[printed.index("--env") + 1] == f"ODD={odd}"
+
+
+def test_a_file_name_that_no_zip_can_hold_is_told(run: RunFolder, project: Project, tmp_path: Path) -> None:
+    (project.root / "caf\udce9").write_text("latin-1\n")
+    made = commit(project.root)
+    record = run.read()
+    code = msgspec.structs.replace(record.planned.code, commit=made)
+    run.write(msgspec.structs.replace(record, planned=msgspec.structs.replace(record.planned, code=code)))
+    with pytest.raises(BadInputError, match=r"caf\\xe9 cannot be in a bundle"):
+        exported(run, project, tmp_path / "x.zip")
