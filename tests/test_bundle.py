@@ -47,8 +47,9 @@ def no_engine() -> Engine:
 def zipped(files: dict[str, bytes]) -> bytes:
     out = io.BytesIO()
     writer = Writer(out)
-    for name in sorted(files, key=str.encode):
-        writer.add(name, len(files[name]), [files[name][:7], files[name][7:]])
+    whole = dict.fromkeys(stored.folders(files), b"") | files
+    for name in sorted(whole, key=str.encode):
+        writer.add(name, len(whole[name]), [whole[name][:7], whole[name][7:]])
     writer.close()
     return out.getvalue()
 
@@ -58,7 +59,7 @@ def test_other_programs_read_the_zip(tmp_path: Path) -> None:
     path.write_bytes(zipped(FILES))
     with zipfile.ZipFile(path) as archive:
         assert archive.testzip() is None
-        assert {name: archive.read(name) for name in archive.namelist()} == FILES
+        assert {name: archive.read(name) for name in archive.namelist()} == {"a/": b"", **FILES}
     done = subprocess.run(["unzip", "-tqq", str(path)], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
@@ -89,14 +90,15 @@ def test_every_byte_of_a_zip_that_stands_around_contents_is_checked(tmp_path: Pa
         except BadInputError:
             continue
         found = {name: reader.read(name) for name in reader.members if reader.framed(name)}
-        assert found != FILES, place
+        assert found != FILES or not reader.framed("a/"), place
 
 
 @pytest.mark.parametrize("name", ["../x", "/x", "a//b", "a/./b", "", "a\0b"])
 def test_a_name_that_leads_out_of_the_bundle_is_refused(name: str) -> None:
     out = io.BytesIO()
     writer = Writer(out)
-    writer.add(name, 1, [b"x"])
+    for each in [*stored.folders([name]), name]:
+        writer.add(each, 0, [])
     writer.close()
     with pytest.raises(BadInputError, match="is no bundle"):
         Reader(out, Path("x"))
@@ -270,7 +272,7 @@ def unzipped(bundle: Path, folder: Path) -> Path:
 
 def test_a_bundle_holds_what_the_run_was_and_nothing_of_this_machine(bundle: Path, run: RunFolder) -> None:
     with zipfile.ZipFile(bundle) as archive:
-        names = [name for name in archive.namelist() if not name.startswith("inside/")]
+        names = [name for name in archive.namelist() if not name.startswith("inside/") and name[-1] != "/"]
         record = archive.read("record.json")
         canonical = archive.read("record.canonical.json")
     assert names == [
@@ -396,7 +398,7 @@ def test_a_bundle_that_ends_in_the_middle_is_no_bundle(bundle: Path, tmp_path: P
 def rewritten(bundle: Path, path: Path, change: Callable[[dict[str, bytes]], None]) -> Path:
     """The bundle with other contents, and a manifest that fits them."""
     with zipfile.ZipFile(bundle) as archive:
-        files = {name: archive.read(name) for name in archive.namelist()}
+        files = {name: archive.read(name) for name in archive.namelist() if name[-1] != "/"}
     change(files)
     sums = {name: contents.of_bytes(each).sha256 for name, each in files.items() if name != "manifest-sha256.txt"}
     files["manifest-sha256.txt"] = script.sums(sums)
@@ -479,13 +481,16 @@ def offline(tmp_path: Path) -> Path:
     return cache
 
 
-def test_a_validator_takes_it_for_a_process_run_crate(bundle: Path, tmp_path: Path, offline: Path) -> None:
+@pytest.mark.parametrize("unpacked", [False, True], ids=["file", "folder"])
+def test_a_validator_takes_it_for_a_process_run_crate(
+    bundle: Path, tmp_path: Path, offline: Path, unpacked: bool
+) -> None:
     from rocrate_validator import models, services
 
-    folder = unzipped(bundle, tmp_path / "unzipped")
+    crate = unzipped(bundle, tmp_path / "unzipped") if unpacked else bundle
     result = services.validate(
         services.ValidationSettings(
-            rocrate_uri=str(folder),
+            rocrate_uri=str(crate),
             profile_identifier="process-run-crate",
             requirement_severity=models.Severity.REQUIRED,
             offline=True,

@@ -95,7 +95,7 @@ def check(reader: Reader, say: Say) -> Checked:
 def _digests(reader: Reader, say: Say) -> dict[str, str]:
     """The sha256 of each file, which zip's own checksums and what stands around it fit."""
     progress = Progress("checked", sum(member.size for member in reader.members.values()), say)
-    digests, wrong = {}, []
+    digests, wrong = {}, [f"{name}: its entry is damaged" for name in reader.folders if not reader.framed(name)]
     for name, member in reader.members.items():
         hasher, crc = hashlib.sha256(), 0
         for block in reader.blocks(name):

@@ -77,6 +77,11 @@ def _ref(identifier: str) -> Node:
     return {"@id": identifier}
 
 
+def _one(values: list[Any]) -> Any:
+    """As JSON-LD has it: one value alone, several as a list."""
+    return values[0] if len(values) == 1 else values
+
+
 def _id(name: str) -> str:
     return quote(name)
 
@@ -94,6 +99,7 @@ def _root(record: Record, digest: str, nodes: list[Node]) -> Node:
         "description": f"One run of the experiment {planned.name}, with everything that it takes to run it again.",
         "identifier": f"sha256:{digest}",
         "datePublished": _moment(ended.at if ended else planned.created),
+        "author": _ref("#agent"),
         "license": _ref("#license"),
         "conformsTo": _ref(PROFILE),
         "hasPart": [_ref(node["@id"]) for node in nodes],
@@ -110,8 +116,7 @@ def _parts(record: Record, files: Mapping[str, File]) -> list[Node]:
             continue
         node: Node = {"@id": _id(name), "@type": "File", "name": name, "contentSize": str(file.size)}
         node["sha256"] = file.sha256
-        if known := FORMATS.get(name.rpartition(".")[2].lower()):
-            node["encodingFormat"] = known
+        node["encodingFormat"] = FORMATS.get(name.rpartition(".")[2].lower(), "application/octet-stream")
         if name == "code.bundle":
             node |= _software(record)
         nodes.append(node)
@@ -132,7 +137,7 @@ def _software(record: Record) -> Node:
         "description": "The code that ran, as a git bundle with its history",
         "version": code.commit,
     }
-    return node | ({"codeRepository": code.remote} if code.remote else {})
+    return node | ({"codeRepository": code.remote, "url": code.remote} if code.remote else {})
 
 
 def _action(record: Record, files: Mapping[str, File]) -> Node:
@@ -151,10 +156,10 @@ def _action(record: Record, files: Mapping[str, File]) -> Node:
         "startTime": _moment(started.at if started else planned.created),
         "endTime": _moment(ended.at if ended else planned.created),
         "actionStatus": f"http://schema.org/{'Completed' if finished else 'Failed'}ActionStatus",
-        "object": [_ref(each) for each in inputs],
-        "result": [_ref(each) for each in results],
+        "object": _one([_ref(each) for each in inputs]),
+        "result": _one([_ref(each) for each in results]),
         "containerImage": _ref("#image"),
-        "environment": [_ref(f"#env/{_id(name)}") for name in sorted(planned.env)],
+        "environment": _one([_ref(f"#env/{_id(name)}") for name in sorted(planned.env)]),
     }
     return node | ({} if finished or ended is None else {"error": ended.reason})
 
@@ -176,7 +181,7 @@ def _image(record: Record, manifest: str | None) -> Node:
         "additionalType": _ref(f"{TERMS}DockerImage"),
         "name": rest if registered else name,
         "tag": tag,
-        "identifier": [each for each in (used.id, used.config, used.digest, *used.layers) if each],
+        "identifier": _one(sorted({each for each in (used.id, used.config, used.digest, *used.layers) if each})),
     }
     node |= {"registry": host} if registered else {}
     return node | ({"sha256": known.removeprefix("sha256:")} if known else {})

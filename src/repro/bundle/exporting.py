@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from repro import manifest, scratch
-from repro.bundle import contents, crate, script
+from repro.bundle import contents, crate, script, stored
 from repro.bundle.contents import CODE, CODE_BUNDLE, DATA, FETCH, IMAGE, INSIDE, MANIFEST, OUTPUTS, Entry
 from repro.bundle.stored import Writer
 from repro.code import gitbundle
@@ -244,7 +244,8 @@ def _write(files: Files, path: Path, say: Say) -> int:
     try:
         with os.fdopen(descriptor, "wb") as out:
             writer = Writer(out)
-            for name, entry in _sorted(files):
+            folders = {name: contents.of_bytes(b"") for name in stored.folders(files)}
+            for name, entry in _sorted(files | folders):
                 writer.add(name, entry.size, _blocks(name, entry, progress))
             writer.close()
             out.flush()

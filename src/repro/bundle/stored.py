@@ -30,7 +30,7 @@ PROGRAMS = {"reproduce.sh"}  # that may be executed
 
 
 class Member(Value, frozen=True, kw_only=True):
-    """A file in the zip."""
+    """A file in the zip, or a folder, whose name ends with a slash."""
 
     name: str
     size: int
@@ -69,7 +69,7 @@ def _entry(member: Member, offset: int) -> bytes:
     wide += [offset] if offset >= LARGE else []
     extra = struct.pack(f"<2H{len(wide)}Q", 1, 8 * len(wide), *wide) if wide else b""
     version, size = 45 if wide else 20, min(member.size, LARGE)
-    mode = 0o100755 if member.name in PROGRAMS else 0o100644
+    mode = 0o100755 if member.name in PROGRAMS else 0o040755 if member.name.endswith("/") else 0o100644
     fields = (UNIX | version, version, UTF8, 0, 0, DATE, member.crc, size, size, len(name), len(extra))
     return ENTRY.pack(b"PK\1\2", *fields, 0, 0, 0, mode << 16, min(offset, LARGE)) + name + extra
 
@@ -118,11 +118,15 @@ class Reader:
                 evidence=[str(error)],
                 hints=["give the file that `repro export` wrote; copy it again"],
             ) from error
-        self.members: dict[str, Member] = {}
+        self.members: dict[str, Member] = {}  # files
+        self.folders: list[str] = []
         self.starts: dict[str, int] = {}
         offset = 0
         for member in found:
-            self.members[member.name] = member
+            if member.name.endswith("/"):
+                self.folders.append(member.name)
+            else:
+                self.members[member.name] = member
             self.starts[member.name] = offset + len(header(member))
             offset = self.starts[member.name] + member.size
 
@@ -138,6 +142,10 @@ class Reader:
         rest = self._at(offset, length - offset)
         members = list(_parsed(rest, count))
         names = [member.name.encode() for member in members]
+        files = [member.name for member in members if not member.name.endswith("/")]
+        others = [member for member in members if member.name.endswith("/")]
+        if [member.name for member in others] != folders(files) or any(member.size or member.crc for member in others):
+            raise ValueError("it has other folders than `repro export` makes")
         if names != sorted(set(names)) or table(members) != rest:
             raise ValueError("its table of contents is not as `repro export` writes it")
         return members
@@ -150,7 +158,7 @@ class Reader:
 
     def framed(self, name: str) -> bool:
         """Whether what stands before a member's content is as it was written."""
-        wanted = header(self.members[name])
+        wanted = header(self.members.get(name) or Member(name=name, size=0, crc=0))
         return self._at(self.starts[name] - len(wanted), len(wanted)) == wanted
 
     def blocks(self, name: str) -> Iterator[bytes]:
@@ -185,12 +193,13 @@ def _parsed(content: bytes, count: int) -> Iterator[Member]:
         yield Member(name=_safe(name), size=size, crc=crc)
 
 
+def folders(names: Iterable[str]) -> list[str]:
+    """The folders at the top of a bundle: those alone are in it by themselves, for readers of RO-Crates."""
+    return sorted({f"{name.partition('/')[0]}/" for name in names if "/" in name})
+
+
 def _safe(name: str) -> str:
-    if (
-        not name
-        or len(name.encode()) > NAME_LIMIT
-        or "\0" in name
-        or not set(name.split("/")).isdisjoint({"", ".", ".."})
-    ):
+    parts = name.removesuffix("/").split("/")
+    if len(name.encode()) > NAME_LIMIT or "\0" in name or not set(parts).isdisjoint({"", ".", ".."}):
         raise ValueError(f"{name!r} is no name of a file inside a bundle")
     return name
