@@ -204,7 +204,7 @@ def main() -> None:
     }
     repro_run.log(step=params.epochs, test_accuracy=results["test_accuracy"], test_loss=results["test_loss"])
 
-    model.save(outputs / "model.keras")
+    repro_run.save_model(model)
     (outputs / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     draw_learning_curves(history, outputs / "learning_curves.png")
     draw_confusion_matrix(matrix, outputs / "confusion_matrix.png")

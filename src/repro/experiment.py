@@ -115,7 +115,7 @@ class Experiment(Value, frozen=True, kw_only=True):
     params: dict[str, Any] = {}
     seed: Annotated[int, Meta(ge=0, lt=2**32)] = 1
     threads: Positive | None = None  # for numeric libraries; None: as many as the container has CPUs
-    deterministic: bool = True
+    deterministic: bool | Literal["portable"] = True  # portable: on every processor of an architecture
     gpus: str | int | tuple[str | int, ...] = "auto"
     network: str = "none"
     user: Literal["caller", "root"] = "caller"

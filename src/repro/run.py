@@ -13,6 +13,7 @@ from contextlib import suppress
 from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -38,6 +39,9 @@ from repro.tracking import journal
 from repro.tracking.tracking import resolve_uri
 from repro.verbs import life
 
+if TYPE_CHECKING:
+    from repro.restoring.repeating import Repeating
+
 FRAMEWORK_GPUS = "framework_gpus"  # a tag that `repro_run.seed()` sets
 
 
@@ -48,6 +52,9 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--locked", action="store_true", help="refuse when the image does not match repro.lock")
     flags.add_argument(
         "-d", "--detach", action="store_true", help="print the run's id when it has started, and leave it"
+    )
+    flags.add_argument(
+        "--repeat", type=int, default=1, metavar="N", help="run it N times, and say how much the results have in common"
     )
     flags.add_argument("--json", action="store_true", help="print the record instead of the summary")
     flags.add_argument("-v", "--verbose", action="store_true", help="stream the build's and the container's output")
@@ -64,12 +71,17 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _main(flags: argparse.Namespace, for_hydra: list[str], argv: tuple[str, ...], display: Display) -> int:
+    if flags.repeat < 1 or (flags.repeat > 1 and flags.detach):
+        raise BadInputError(
+            f"--repeat {flags.repeat}" + (": at least once" if flags.repeat < 1 else " and -d together"),
+            hints=["what ran is compared in the end, which somebody has to wait for: nohup repro run --repeat N … &"],
+        )
     session = Session(Project.find(Path.cwd()), display, argv=argv, locked=flags.locked, only_look=flags.plan)
     codes: list[int] = []
 
     def job(compose: Callable[[], config.Composed]) -> None:
         try:
-            codes.append(_job(session, compose(), flags, display))
+            codes.append(_repeated(session, compose(), flags, display))
         except ReproError as error:  # not through Hydra, which would print it in its own way
             display.error(error)
             codes.append(error.exit_code)
@@ -105,28 +117,55 @@ def _completion(wanted: list[str]) -> int:
     return ExitCode.OK
 
 
-def _job(session: Session, composed: config.Composed, flags: argparse.Namespace, display: Display) -> int:
-    plan = session.plan(composed)
+def _repeated(session: Session, composed: config.Composed, flags: argparse.Namespace, display: Display) -> int:
+    """One job; with --repeat so many runs of it, each compared with the first."""
+    if flags.plan or flags.detach:
+        return _planned_only(session, session.plan(composed), flags)
+    first, folder = session.execute(session.plan(composed))
+    code = _told(session, first, folder, flags, wait=_wait(composed))
+    if flags.repeat == 1 or code is not ExitCode.OK:
+        return code
+    again = session.repeats(first, folder, flags.repeat - 1)
+    composed = msgspec.structs.replace(composed, folder=None)  # each has its own
+    for number in range(2, flags.repeat + 1):
+        record, other = again.one_more(session.plan(composed, repeats=first.planned.run))
+        display.line(f"{number} of {flags.repeat}: {report.outcome(record)}")
+        code = max(code, _told(session, record, other, flags, wait=0.0))
+    with suppress(OSError):
+        print(again.text(), flush=True)
+    return max(code, ExitCode.OK if again.same else ExitCode.NO)
+
+
+def _planned_only(session: Session, plan: planning.Plan, flags: argparse.Namespace) -> int:
     if flags.plan:
         print(report.as_json(plan))
         return ExitCode.OK
-    if flags.detach:
-        record, folder = session.execution.detach(plan, session.engine)
-        print(report.as_json(record) if flags.json else record.planned.run, flush=True)
-        return ExitCode.OK
-    record, folder = session.execute(plan)
+    record, _folder = session.execution.detach(plan, session.engine)
+    print(report.as_json(record) if flags.json else record.planned.run, flush=True)
+    return ExitCode.OK
+
+
+def _wait(composed: config.Composed) -> float | None:
+    """Seconds to wait for MLflow: the jobs of a sweep do not, one after the other, and it catches up by itself."""
     wait = composed.experiment.tracking.wait
-    if wait is None and composed.sweep:  # its jobs do not wait for MLflow one after the other: it catches up by itself
-        wait = 0.0
+    return 0.0 if wait is None and composed.sweep else wait
+
+
+def _told(
+    session: Session, record: Record, folder: RunFolder, flags: argparse.Namespace, wait: float | None
+) -> ExitCode:
+    """Say how a run has ended; its exit code."""
     mlflow = session.execution.tracked(record, folder, wait)
     metrics = journal.latest(folder)
     if record.started and record.started.gpus != "none" and journal.tags(folder).get(FRAMEWORK_GPUS) == "0":
-        display.notice("the container had GPUs, but the experiment's framework saw none: does the image hold CUDA?")
+        session.display.notice(
+            "the container had GPUs, but the experiment's framework saw none: does the image hold CUDA?"
+        )
     with suppress(OSError):  # the terminal may have gone
         print(report.as_json(record) if flags.json else report.summary(record, folder, metrics, mlflow), flush=True)
     code = life.exit_code(record)
     if code is not ExitCode.OK:
-        display.line(f"repro: {report.failure(record, folder)}")
+        session.display.line(f"repro: {report.failure(record, folder)}")
     if record.ended and record.ended.end is End.KILLED and stopping.interrupted(folder):
         raise KeyboardInterrupt  # it is meant for the whole multirun
     return code
@@ -254,7 +293,7 @@ class Session:
             step.detail = ", ".join(f"{each.name} ({report.many(len(each.files), 'file')})" for each in fetched)
         return fetched
 
-    def plan(self, composed: config.Composed, *, name_suffix: str = "") -> planning.Plan:
+    def plan(self, composed: config.Composed, *, name_suffix: str = "", repeats: str | None = None) -> planning.Plan:
         """Everything decided; what is missing (image, data) has been made, and stays until `execute` has begun."""
         self.execution.prevent_pruning()
         experiment = composed.experiment
@@ -304,12 +343,12 @@ class Session:
             engine=self.facts,
             machine=machine.of(self.facts, self.engine.host_url, gpus=experiment.gpus not in ("none", 0, ())),
         )
-        plan = planning.decide(experiment, ingredients, self.circumstances(composed, name_suffix))
+        plan = planning.decide(experiment, ingredients, self.circumstances(composed, name_suffix, repeats))
         for notice in plan.planned.notices[len(ingredients.notices) :]:  # the others have been said
             self.display.notice(notice)
         return plan
 
-    def circumstances(self, composed: config.Composed, name_suffix: str) -> planning.Circumstances:
+    def circumstances(self, composed: config.Composed, name_suffix: str, repeats: str | None) -> planning.Circumstances:
         """Time, place and person."""
         created = datetime.now(timezone.utc)
         run = planning.run_id(composed.experiment.name + name_suffix, created, secrets.token_bytes(3))
@@ -326,11 +365,19 @@ class Session:
             user=user_name(),
             tracking_uri=resolve_uri(tracking.uri, self.project) if tracking.enabled else None,
             secrets_folder=str(secretsfolder.place(run)) if composed.experiment.secrets else "",
+            repeats=repeats,
         )
 
     def execute(self, plan: planning.Plan) -> tuple[Record, RunFolder]:
         """Run the plan, while MLflow follows."""
         return self.execution.execute(plan, self.engine)
+
+    def repeats(self, first: Record, folder: RunFolder, more: int) -> Repeating:
+        """Runs of the same plan, each compared with the first."""
+        from repro.compare.sides import Side
+        from repro.restoring.repeating import Repeating
+
+        return Repeating(Side(record=first, folder=folder), self.execution, self.engine, more)
 
     def close(self) -> None:
         """Let go of what the session holds."""

@@ -27,6 +27,7 @@ SILENT_SECONDS = 3600.0  # that an engine may need for a large image without a w
 # `answers.whole_lines` knows what this one loses
 LOG_OPTIONS = {"max-size": "1000000g", "max-file": "1", "compress": "false"}
 BLOCK = 1 << 16  # bytes
+HOSTNAME = "repro"  # else it would be another one in each run, and get into names of files
 NO_DEVICE = "repro-asks-whether-requests-count"
 
 
@@ -265,6 +266,7 @@ class Engine:
                 spec.image,
                 list(spec.command),
                 name=spec.name,
+                hostname=None if spec.network == "host" else HOSTNAME,
                 entrypoint=list(spec.entrypoint) if spec.entrypoint else None,
                 environment=spec.env,
                 labels=spec.labels,

@@ -145,6 +145,20 @@ def batches(iterable, name=""):
     )
 
 
+def save_model(model, path="model.keras"):
+    """Write a Keras model as a .keras file whose bytes depend on nothing but the model; returns its path.
+
+    Keras's own `model.save` puts the time and addresses in memory into it. A relative path is below `outputs()`.
+    """
+    import repro_keras
+
+    path = Path(path)
+    if not path.is_absolute():
+        path = outputs() / path
+    repro_keras.save(model, path)
+    return path
+
+
 def __getattr__(name):
     """`KerasCallback` is made when it is first asked for: its base class needs Keras."""
     if name == "KerasCallback":

@@ -13,7 +13,7 @@ import msgspec
 from repro import __version__, identity
 from repro.compare.comparing import Side, compare
 from repro.compare.tolerance import Tolerance
-from repro.errors import ReproError
+from repro.errors import EnvironmentUnfitError, ReproError
 from repro.experiment import Value
 from repro.project import Project, user_name
 from repro.record import End, Host, Record, RunFolder, write_atomic
@@ -65,14 +65,23 @@ def _same_host(then: Host, now: Host) -> bool:
 
 
 def write(verification: Verification, original: RunFolder, rerun: RunFolder | None) -> Path:
-    """Put it into the folder of the rerun, and a copy beside the original; where that is."""
+    """Put it into the folder of the rerun, and a copy beside the original, where that can be; where it is.
+
+    Raises:
+        EnvironmentUnfitError: it can be in neither.
+    """
     content = msgspec.json.format(msgspec.json.encode(verification), indent=2) + b"\n"
     if rerun is not None:
         write_atomic(rerun.verification, content)
     name = verification.rerun or planning.run_id("attempt", verification.at, secrets.token_bytes(3))
-    original.verifications.mkdir(exist_ok=True)
     place = original.verifications / f"{name}.json"
-    write_atomic(place, content)
+    try:
+        original.verifications.mkdir(exist_ok=True)
+        write_atomic(place, content)
+    except OSError as error:  # another user's run: then the rerun alone has it
+        if rerun is None:
+            raise EnvironmentUnfitError(f"{place} cannot be written", evidence=[str(error)]) from error
+        return rerun.verification
     return place
 
 

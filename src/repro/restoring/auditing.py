@@ -41,7 +41,7 @@ def audit(side: Side, project: Project, engine: Engine | None, host: Host, *, on
     Without `deep`, sizes and ids have to do for data, code and the image's layers.
     """
     record, folder = side.record, side.folder
-    depth = Depth(everywhere=True, deep=deep)
+    depth = Depth(everywhere=True, deep=deep, trusting=True)
     found = looking.look(record, folder, project, engine, offline=not online, depth=depth)
     known = again.repeats(record, project)
     return Audit(
@@ -61,6 +61,9 @@ def _record(record: Record, folder: RunFolder) -> Iterator[str]:
     planned, ended = record.planned, record.ended
     if folder.path.name != planned.run and folder.path.resolve().name == folder.path.name:
         yield f"record.json is that of run {planned.run}"
+    for each in again.read(folder):
+        if each.record != identity.record_digest(record):
+            yield f"record.json is not the one that was verified on {each.at:%Y-%m-%d} ({each.rerun or 'an attempt'})"
     if planned.run_key and identity.run_key(planned) != planned.run_key:
         yield "record.json: what went in is not what its run key says"
     if ended and ended.result and identity.result(ended) != ended.result:

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable, Iterator
 
 from repro.record import Host, Record
+from repro.restoring import held
+from repro.running import determinism
 from repro.verdict import Ceiling, Ingredient, Level
 
 # what numeric libraries choose their code by; all others (cache hints, virtualisation, mitigations) change no number
@@ -13,7 +15,6 @@ DECIDING = re.compile(
     r"(sse\w*|ssse3|avx\w*|fma4?|f16c|bmi[12]|popcnt|abm|amx\w*|xop|"  # x86
     r"asimd\w*|neon|sve\w*|sme\w*|fphp|bf16|i8mm)"  # Arm
 )
-PORTABLE = "portable"
 Limit = tuple[Level, str]
 
 
@@ -37,13 +38,15 @@ def deciding(flags: Iterable[str]) -> frozenset[str]:
 
 def portable(record: Record) -> bool:
     """Whether the run was told to compute the same on every processor of an architecture."""
-    return record.planned.config.get("deterministic") == PORTABLE
+    return record.planned.config.get("deterministic") == determinism.PORTABLE
 
 
 def _lost(ingredients: Iterable[Ingredient]) -> Iterator[Limit]:
     for each in ingredients:
         if not each.use:
             yield Level.MISSING, f"{name(each)} is lost: {each.remark or 'it is nowhere'}"
+        elif each.kind == "image" and each.use.startswith(held.RECIPE):
+            yield Level.BYTES, "unknown: the image has to be built anew, and may become another"
 
 
 def name(ingredient: Ingredient) -> str:

@@ -30,7 +30,7 @@ from repro.record import ImageUsed, RunFolder
 ARCHIVE = "image.tar"  # as `repro export-image` writes it
 LAYOUT = "image"  # the same, as a folder
 HERE, REGISTRY, ARCHIVE_WORD, RECIPE = "this engine", "registry", "archive", "its recipe"  # begin the name of a place
-GZIP = b"\x1f\x8b"
+GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5"
 Say = Callable[[str], None]
 
 
@@ -149,27 +149,25 @@ def recipe(used: ImageUsed, experiment: Experiment, code: Path) -> tuple[ImageSp
 def damaged_layers(engine: Engine, image: ImageFacts) -> tuple[str, ...]:
     """The layers of an image whose bytes, as the engine gives them out, are not those of their diff ids."""
     found: set[str] = set()
+    unread = 0
     with tarfile.open(fileobj=Stream(engine.save(image.id)), mode="r|", bufsize=BLOCK) as archive:
         for member in archive:
             source = archive.extractfile(member) if member.isfile() else None
             if source is not None:
-                found |= _hashes(source)
-    return tuple(layer for layer in image.layers if layer not in found)
+                begin = source.read(2)
+                unread += begin == ZSTD
+                found.add(_plain_sha256(begin, source))
+    missing = tuple(layer for layer in image.layers if layer not in found)
+    return missing if len(missing) > unread else ()  # what is compressed as we cannot unpack it may be any of them
 
 
-def _hashes(source: IO[bytes]) -> set[str]:
-    """The sha256 of a stream, and of what it unpacks to."""
-    begin = source.read(2)
-    if begin != GZIP:
-        hasher = hashlib.sha256(begin)
-        while block := source.read(BLOCK):
-            hasher.update(block)
-        return {f"sha256:{hasher.hexdigest()}"}
-    plain = hashlib.sha256()
-    with gzip.GzipFile(fileobj=_Rest(begin, source)) as unpacked:
-        while block := unpacked.read(BLOCK):
-            plain.update(block)
-    return {f"sha256:{plain.hexdigest()}"}
+def _plain_sha256(begin: bytes, source: IO[bytes]) -> str:
+    """Of a stream whose first bytes were read, or of what it unpacks to."""
+    hasher, whole = hashlib.sha256(), _Rest(begin, source)
+    stream: IO[bytes] = gzip.GzipFile(fileobj=whole) if begin == GZIP else whole  # type: ignore[assignment]
+    while block := stream.read(BLOCK):
+        hasher.update(block)
+    return f"sha256:{hasher.hexdigest()}"
 
 
 class _Rest(io.RawIOBase):

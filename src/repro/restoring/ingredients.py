@@ -26,6 +26,7 @@ class Depth(Value, frozen=True, kw_only=True):
     everywhere: bool = False  # also where nothing is needed from: remotes, registries, the recipe
     deep: bool = False  # read every byte that a hash is known of
     rebuild: bool = False  # the image is wanted anew
+    trusting: bool = False  # whom nobody may ask is taken to have what was recorded of them
 
 
 ENOUGH = Depth()
@@ -64,7 +65,7 @@ def look(
     found.append(_image(planned.image, folder, engine, recipe, offline=offline, depth=depth))
     for each in planned.data:
         wanted = datasets.wanted(each, experiment, project, folder)
-        found.append(datasets.look(each, wanted, ask=ask, offline=offline, deep=depth.deep))
+        found.append(datasets.look(each, wanted, ask=ask, offline=offline and not depth.trusting, deep=depth.deep))
     return (*found, *_secrets(experiment, project), *_gpus(record, engine))
 
 
@@ -115,14 +116,16 @@ def _image(
     for place, remark in _places(used, folder, engine, offline=offline, depth=depth):
         found += [place] if place else []
         remarks += [remark] if remark else []
-    usable = [each for each in found if not each.endswith(NOT_ASKED)]
+    usable = [each for each in found if depth.trusting or not each.endswith(NOT_ASKED)]
     if recipe is not None and (depth.rebuild or depth.everywhere or not usable):
         place, remark = recipe()
         found += [place] if place else []
         remarks += [remark] if remark else []
         if depth.rebuild:
             usable = [place] if place else []
-        elif place and not offline:  # what is built may need a network: offline it is done for who asks for it
+        elif place and (
+            depth.trusting or not offline
+        ):  # what is built may need a network: offline it is done for who asks for it
             usable.append(place)
     return Ingredient(
         kind="image",

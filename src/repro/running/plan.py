@@ -18,7 +18,7 @@ from repro.engines.refusal import STARTER
 from repro.errors import BadInputError
 from repro.experiment import Experiment, Resources, RunSecret, Value
 from repro.record import Code, DatasetUsed, Host, ImageUsed, Planned, RunFolder
-from repro.running import ownership
+from repro.running import determinism, ownership
 from repro.running.machine import Machine
 from repro.secrets.secretsfolder import INSIDE as SECRETS
 
@@ -234,7 +234,6 @@ def container_env(experiment: Experiment, ingredients: Ingredients, circumstance
     """
     image_env = dict(pair.partition("=")[::2] for pair in ingredients.image_env)
     path = image_env.get("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
-    threads = str(experiment.threads or max(1, int(experiment.resources.cpus or ingredients.engine.cpus)))
     ours = {
         "REPRO_RUN": circumstances.run,
         "REPRO_CONFIG": "/repro/config.json",
@@ -263,11 +262,7 @@ def container_env(experiment: Experiment, ingredients: Ingredients, circumstance
         "DO_NOT_TRACK": "1",
         "TINI_KILL_PROCESS_GROUP": "1",  # to Docker's init: a stop reaches what a shell script has started, too
     }
-    for name in ("OMP", "OPENBLAS", "MKL", "NUMEXPR", "TF_INTRAOP", "TF_INTEROP"):
-        key = f"{name}_NUM_THREADS" if not name.startswith("TF_") else f"TF_NUM_{name[3:]}_THREADS"
-        defaults[key] = threads
-    if experiment.deterministic:
-        defaults |= {"TF_DETERMINISTIC_OPS": "1", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+    defaults |= determinism.environment(experiment, experiment.resources.cpus or ingredients.engine.cpus)
     if taken := sorted(set(experiment.env) & set(ours)):
         raise BadInputError(
             f"configuration: env: {', '.join(taken)} is set by repro",
