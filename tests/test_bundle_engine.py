@@ -132,8 +132,13 @@ def test_a_run_comes_back_on_an_engine_that_has_nothing(
     exported = elsewhere(there, "export", "-o", "again.zip", DOCKER_HOST=node.url)
     assert exported.returncode == 0, exported.stderr
     assert (there / "again.zip").read_bytes() == kept.read_bytes()
+    assert elsewhere(there, "verify", DOCKER_HOST=node.url).returncode == 0
     run_again = elsewhere(there, "reproduce", record.planned.run, "--offline", "--expect", "E5", DOCKER_HOST=node.url)
     assert run_again.returncode == 0, run_again.stdout + run_again.stderr
+    clear(node)
+    options = ("--offline", "--expect", "E5")
+    from_file = elsewhere(tmp_path / "empty too", "reproduce", str(kept), *options, DOCKER_HOST=node.url)
+    assert from_file.returncode == 0, from_file.stdout + from_file.stderr
     clear(node)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -83,7 +82,8 @@ def export(
                 crate.metadata(record, digest, described, layout.manifest if layout else None)
             )
             files[MANIFEST] = contents.of_bytes(script.sums({name: each.sha256 for name, each in files.items()}))
-            size = _write(files, path, say)
+            size = _write(files, beside / "bundle", say)
+            (beside / "bundle").replace(path)
     except OSError as error:
         raise EnvironmentUnfitError(
             f"{path} cannot be written", evidence=[str(error)], hints=["`-o FILE` puts it on another disk"]
@@ -240,22 +240,15 @@ def _fetch(record: Record) -> bytes:
 def _write(files: Files, path: Path, say: Say) -> int:
     """The size of the written file."""
     progress = Progress("wrote", sum(entry.size for entry in files.values()), say)
-    descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as out:
-            writer = Writer(out)
-            folders = {name: contents.of_bytes(b"") for name in stored.folders(files)}
-            for name, entry in _sorted(files | folders):
-                writer.add(name, entry.size, _blocks(name, entry, progress))
-            writer.close()
-            out.flush()
-            os.fsync(out.fileno())
-            size = out.tell()
-        Path(partial).chmod(0o644)
-        Path(partial).replace(path)
-    finally:
-        Path(partial).unlink(missing_ok=True)
-    return size
+    folders = {name: contents.of_bytes(b"") for name in stored.folders(files)}
+    with path.open("wb") as out:
+        writer = Writer(out)
+        for name, entry in _sorted(files | folders):
+            writer.add(name, entry.size, _blocks(name, entry, progress))
+        writer.close()
+        out.flush()
+        os.fsync(out.fileno())
+        return out.tell()
 
 
 def _blocks(name: str, entry: Entry, progress: Progress) -> Iterator[bytes]:

@@ -36,6 +36,14 @@ class Imported(Value, frozen=True, kw_only=True):
     notices: tuple[str, ...] = ()
 
 
+def project_at(folder: Path) -> Project:
+    """The project around a folder; where there is none, the folder itself becomes one by the import."""
+    try:
+        return Project.find(folder)
+    except BadInputError:
+        return Project(folder)
+
+
 def read(path: Path, project: Project, say: Say = lambda _line: None) -> str:
     """Bring a bundle in, with the engine of the environment; the id of its run, which is in the project now.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from repro import report
 from repro.display import Display
-from repro.errors import BadInputError, ExitCode
+from repro.errors import ExitCode
 from repro.project import Project
 from repro.tracking.lookup import find
 from repro.verbs.imaging import Add
@@ -47,7 +47,7 @@ def bring(args: argparse.Namespace, display: Display) -> int:
 
     path = Path(args.bundle).absolute()
     with display.step("import") as step:
-        done = importing.bring(path, project_here(), engine=connect, say=step.say)
+        done = importing.bring(path, importing.project_at(Path.cwd()), engine=connect, say=step.say)
         step.detail = f"{done.run}  {', '.join(done.new) or 'was here'}"
     for notice in done.notices:
         display.notice(notice)
@@ -55,11 +55,3 @@ def bring(args: argparse.Namespace, display: Display) -> int:
         display.notice(f"the bundle is a thin one, without {', '.join(done.lacks)}: its fetch.txt says where from")
     print(report.as_json(done) if args.json else f"{done.run}\n  record   {done.record}\n  folder   {done.folder}")
     return ExitCode.OK
-
-
-def project_here() -> Project:
-    """The project around this folder; where there is none, the folder itself."""
-    try:
-        return Project.find(Path.cwd())
-    except BadInputError:
-        return Project(Path.cwd())
