@@ -523,7 +523,7 @@ def test_another_library_reads_the_crate(bundle: Path, tmp_path: Path, run: RunF
 
 
 def text_of(record: Record, image: dict[str, int] | None = None, code: script.Code | None = None) -> str:
-    return script.text(record, code or script.Code(programs=(), links={}), image or {}).decode()
+    return script.text(record, code or script.Code(programs=(), links={}), image or {}, ()).decode()
 
 
 def with_config(record: Record, **changes: Any) -> Record:

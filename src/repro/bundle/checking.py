@@ -172,7 +172,7 @@ def _image(reader: Reader, files: dict[str, int], record: Record) -> oci.Content
         return None
     content = oci.described(layout, lambda name: reader.read(IMAGE + name), reader.path)
     used = record.planned.image
-    if (content.tag, content.layers) != (used.tag, used.layers):
+    if content.tag != used.tag or used.layers not in (content.layers, ()):  # earlier versions listed none
         raise _damaged(reader, [f"{IMAGE} holds {content.tag}, and the run used {used.tag}; or its layers differ"])
     return content
 

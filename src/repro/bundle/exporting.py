@@ -58,6 +58,7 @@ def export(
     """
     if record.ended is None:
         raise BadInputError(f"{record.planned.run} is not over", hints=[f"`repro wait {record.planned.run}`"])
+    used = record.planned.image
     try:
         with scratch.folder(f".{path.name}-", path.parent) as beside:
             digest = hashlib.sha256(contents.canonical(record)).hexdigest()
@@ -75,7 +76,9 @@ def export(
             sizes = {name: files[IMAGE + name].size for name in image}
             lists = script.lists(record.ended.outputs)
             files |= {name: contents.of_bytes(text) for name, text in lists.items()}
-            files["reproduce.sh"] = contents.of_bytes(script.text(record, details, sizes))
+            files["reproduce.sh"] = contents.of_bytes(
+                script.text(record, details, sizes, layout.layers if layout else used.layers)
+            )
             files["REPRODUCE.md"] = contents.of_bytes(script.guide(record, digest, thin=thin))
             described = {name: crate.File(size=each.size, sha256=each.sha256) for name, each in _sorted(files)}
             files[crate.NAME] = contents.of_bytes(
@@ -199,7 +202,11 @@ def _data(record: Record) -> Files:
 
 def _image(record: Record, engine: Engine, beside: Path, say: Say) -> oci.Layout:
     used = record.planned.image
-    found = next((each for each in map(engine.image, (used.id, used.tag)) if each and each.layers == used.layers), None)
+    there = [each for each in map(engine.image, (used.id, used.tag)) if each]
+    # records of earlier versions list no layers, and have to be content with the id
+    found = next(
+        (each for each in there if each.layers == used.layers or (not used.layers and each.id == used.id)), None
+    )
     if found is None:
         raise EnvironmentUnfitError(
             f"the image of {record.planned.run} is not on this engine: {used.tag}",

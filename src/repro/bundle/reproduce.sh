@@ -71,7 +71,7 @@ for each in $data; do
     [ -d "data/$each" ] || lost "the dataset $each is not in this bundle: fetch.txt says where its files are from"
 done
 
-if [ "$(layers_of "$image_name")" != "$layers" ]; then
+if [ -z "$layers" ] || [ "$(layers_of "$image_name")" != "$layers" ]; then
     [ -d image ] || lost "the image is not in this bundle, and not on this engine: fetch.txt says where it is from"
     say "loading the image $image_name"
     before=$("$engine" image inspect --format '{{.Id}}' "$image_name" 2>/dev/null) || :

@@ -52,7 +52,7 @@ def _sum(name: str, digest: str) -> str:
     return f"{chr(92) if escaped != name else ''}{digest}  {escaped}\n"
 
 
-def text(record: Record, code: Code, image: Mapping[str, int]) -> bytes:
+def text(record: Record, code: Code, image: Mapping[str, int], layers: Sequence[str]) -> bytes:
     """The script. `image`: the files of the image's layout with their sizes; none in a thin bundle."""
     planned, ended = record.planned, record.ended
     experiment = frozen.thaw(record).experiment
@@ -60,7 +60,7 @@ def text(record: Record, code: Code, image: Mapping[str, int]) -> bytes:
     facts = {
         "run": planned.run,
         "image_name": planned.image.tag,
-        "layers": "".join(f"{layer} " for layer in planned.image.layers),
+        "layers": "".join(f"{layer} " for layer in layers),
         "data": " ".join(dataset.name for dataset in planned.data),
         "exit_code": exit_code,
         "as_root": "yes" if experiment.user == "root" else "",

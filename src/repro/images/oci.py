@@ -50,6 +50,7 @@ class Layout(Value, frozen=True, kw_only=True):
     small: dict[str, bytes]
     large: dict[str, Blob]
     manifest: str  # digest
+    layers: tuple[str, ...]  # diff ids
 
 
 class Content(Value, frozen=True, kw_only=True):
@@ -109,6 +110,7 @@ def layout_of(engine: Engine, image: ImageFacts, tag: str, folder: Path, say: Sa
         small=files | {BLOBS + _sha256(manifest): manifest},
         large={BLOBS + blob.sha256: blob for blob in (config, *layers)},
         manifest=f"sha256:{_sha256(manifest)}",
+        layers=image.layers,
     )
 
 
