@@ -303,3 +303,26 @@ def test_memory_does_not_grow_with_the_image(
     lab_engine = connect()
     lab_engine.remove_image(used.id, force=True)
     clear(node)
+
+
+def test_secrets_stay_at_home_and_are_given_anew_by_name(
+    lab: Project, repro: Repro, tmp_path: Path, bare: Path, cache: Path
+) -> None:
+    script(lab, "toy.sh", 'printf %s "$TOKEN" | sha256sum > $REPRO_OUTPUTS/sum; echo $TOKEN')
+    write_experiment(lab.root, "toy", "[sh, toy.sh]", "secrets: {TOKEN: {env: FROM_HERE, to: env}}\n")
+    done = repro("run", "experiment=toy", "gpus=none", "tracking.enabled=false", FROM_HERE="s3cret-s3cret-s3cret")
+    assert done.returncode == 0, done.stderr
+    assert repro("export", "-o", "run.zip").returncode == 0
+    folder = unpacked(lab.root / "run.zip", tmp_path / "unpacked")
+    everything = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+    assert b"s3cret" not in everything
+    assert b"TOKEN" in everything
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets" / "TOKEN").write_text("s3cret-s3cret-s3cret")
+    environment = {"PATH": str(bare), "SECRETS": str(tmp_path / "secrets")}
+    command = [str(bare / "sh"), str(folder / "reproduce.sh")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.splitlines()[0]) == (0, "same bytes  sum"), done.stderr
+    (tmp_path / "secrets" / "TOKEN").write_text("another")
+    done = subprocess.run([*command, str(tmp_path / "2")], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.splitlines()[0]) == (1, "differs     sum"), done.stderr
