@@ -95,7 +95,7 @@ def podman_engine(
 
     `gpus`: with two of them, through CDI. `init`: with catatonit.
     """
-    with _started(_root_file_system(suite, "podman", PODMAN)) as engine:
+    with _started(root_file_system(suite, "podman", PODMAN)) as engine:
         etc = engine.folder / "etc"
         for name in ("cdi", "containers"):
             (etc / name).mkdir()
@@ -123,7 +123,7 @@ def docker_engine(
 
     `gpus`: with two of them, through CDI.
     """
-    with _started(_root_file_system(suite, "docker", (*DOCKER, *ROOTLESS))) as engine:
+    with _started(root_file_system(suite, "docker", (*DOCKER, *ROOTLESS))) as engine:
         cdi = engine.folder / "etc" / "cdi"
         cdi.mkdir()
         if gpus:
@@ -206,7 +206,7 @@ def _started(root: Path) -> Iterator[DebianEngine]:
         engine.dispose()
 
 
-def _root_file_system(suite: str, kind: str, packages: tuple[str, ...]) -> Path:
+def root_file_system(suite: str, kind: str, packages: tuple[str, ...]) -> Path:
     """Debian with an engine in it, made once."""
     folder = cache_folder() / "tests" / f"{kind}-{suite}"
     folder.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,7 @@ from repro.errors import BadInputError, ExitCode
 from repro.project import Project
 from repro.record import folders
 from repro.tracking.lookup import find
-from repro.verbs import attesting, comparing, imaging, life, locking, reproducing, sharing
+from repro.verbs import attesting, bundling, comparing, imaging, life, locking, reproducing, sharing
 
 
 def _run(arguments: Sequence[str]) -> int:
@@ -72,6 +72,7 @@ def parser() -> argparse.ArgumentParser:
     comparing.register(add)
     sharing.register(add)
     attesting.register(add)
+    bundling.register(add)
     command = add(sync, "sync", "bring MLflow up to date with the run folders", json=True)
     command.add_argument("run", nargs="?", help="as for show; without it, every run that is not in MLflow yet")
     command.add_argument(

@@ -23,13 +23,16 @@ class Project:
 
     @classmethod
     def find(cls, start: Path) -> Project:
-        """The nearest folder at or above `start` that has both conf/ and docker/.
+        """The nearest folder at or above `start` that has both conf/ and docker/, else one with imported runs.
 
         Raises:
             BadInputError: there is none.
         """
         for folder in (start, *start.parents):
             if (folder / "conf").is_dir() and (folder / "docker").is_dir():
+                return cls(folder)
+        for folder in (start, *start.parents):
+            if any(cls(folder).runs.glob("*/archive")):
                 return cls(folder)
         raise BadInputError(
             f"no project here: neither {start} nor a folder above it has both conf/ and docker/",

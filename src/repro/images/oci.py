@@ -13,8 +13,7 @@ import os
 import posixpath
 import tarfile
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,6 +24,7 @@ from repro.engines.imagefacts import ImageFacts
 from repro.errors import BadInputError, EnvironmentUnfitError
 from repro.experiment import Value
 from repro.image import SPEC_LABEL
+from repro.images.pieces import Progress, Say, Stream, hashed
 from repro.manifest import BLOCK
 
 BLOBS = "blobs/sha256/"
@@ -34,8 +34,6 @@ MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 INDEX = "application/vnd.oci.image.index.v1+json"
 LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
 JSON_LIMIT = 16 << 20  # bytes; of what is read into memory
-SAY_SECONDS = 1.0
-Say = Callable[[str], None]
 
 
 class Blob(Value, frozen=True, kw_only=True):
@@ -44,6 +42,15 @@ class Blob(Value, frozen=True, kw_only=True):
     path: str
     sha256: str
     size: int
+
+
+class Layout(Value, frozen=True, kw_only=True):
+    """The files of an OCI image layout, by their names in it."""
+
+    small: dict[str, bytes]
+    large: dict[str, Blob]
+    manifest: str  # digest
+    layers: tuple[str, ...]  # diff ids
 
 
 class Content(Value, frozen=True, kw_only=True):
@@ -67,17 +74,14 @@ def write(engine: Engine, image: ImageFacts, tag: str, path: Path, say: Say) -> 
     """
     try:
         with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as name:
-            folder = Path(name)
-            config, layers = _taken_apart(engine.save(image.id), image, folder, say)
-            partial = folder / "image.tar"
+            layout = layout_of(engine, image, tag, Path(name), say)
+            partial = Path(name) / "image.tar"
             with partial.open("wb") as out:
-                _pack(out, tag, config, layers, say)
+                _pack(out, layout, say)
                 out.flush()
                 os.fsync(out.fileno())
                 size = out.tell()
             partial.replace(path)
-    except (tarfile.TarError, EOFError, gzip.BadGzipFile) as error:
-        raise _engines_fault(f"the engine's archive of {tag} is damaged", str(error)) from error
     except OSError as error:
         raise EnvironmentUnfitError(
             f"{path} cannot be written",
@@ -87,12 +91,35 @@ def write(engine: Engine, image: ImageFacts, tag: str, path: Path, say: Say) -> 
     return size
 
 
+def layout_of(engine: Engine, image: ImageFacts, tag: str, folder: Path, say: Say) -> Layout:
+    """The image as an OCI image layout, its blobs in `folder`.
+
+    Raises:
+        EnvironmentUnfitError: the engine's answer is damaged.
+        OSError: the disk is full or cannot be written.
+    """
+    try:
+        config, layers = _taken_apart(engine.save(image.id), image, folder, say)
+    except (tarfile.TarError, EOFError, gzip.BadGzipFile) as error:
+        raise _engines_fault(f"the engine's archive of {tag} is damaged", str(error)) from error
+    described = msgspec.json.decode(Path(config.path).read_bytes())
+    platform = {"architecture": described["architecture"], "os": described["os"]}
+    sizes = [(layer.sha256, layer.size) for layer in layers]
+    manifest, files = _frame(tag, config.sha256, config.size, sizes, platform)
+    return Layout(
+        small=files | {BLOBS + _sha256(manifest): manifest},
+        large={BLOBS + blob.sha256: blob for blob in (config, *layers)},
+        manifest=f"sha256:{_sha256(manifest)}",
+        layers=image.layers,
+    )
+
+
 def _taken_apart(chunks: Iterator[bytes], image: ImageFacts, folder: Path, say: Say) -> tuple[Blob, list[Blob]]:
     """Configuration and layers out of what `docker save` sends, in the form of any engine."""
     blobs: dict[str, Blob] = {}
     links: dict[str, str] = {}
     say(f"asking the engine for {image.size / 1e6:.0f} MB")  # which some collect first, without a sign of life
-    progress = _Progress("read", image.size, say)
+    progress = Progress("read", image.size, say)
     with tarfile.open(fileobj=Stream(chunks), mode="r|", bufsize=BLOCK) as archive:
         for member in archive:
             name = posixpath.normpath(member.name)
@@ -132,7 +159,7 @@ def _engines_fault(what: str, evidence: str) -> EnvironmentUnfitError:
     )
 
 
-def _uncompressed(blob: Blob, diff_id: str, folder: Path, progress: _Progress) -> Blob:
+def _uncompressed(blob: Blob, diff_id: str, folder: Path, progress: Progress) -> Blob:
     """A layer as the tar that its diff id is of: the containerd store has it as it came, mostly compressed."""
     if f"sha256:{blob.sha256}" == diff_id:
         return blob
@@ -151,15 +178,9 @@ def _uncompressed(blob: Blob, diff_id: str, folder: Path, progress: _Progress) -
     return made
 
 
-def _pack(out: IO[bytes], tag: str, config: Blob, layers: list[Blob], say: Say) -> None:
-    described = msgspec.json.decode(Path(config.path).read_bytes())
-    platform = {"architecture": described["architecture"], "os": described["os"]}
-    manifest, files = _frame(
-        tag, config.sha256, config.size, [(layer.sha256, layer.size) for layer in layers], platform
-    )
-    small = files | {BLOBS + _sha256(manifest): manifest}
-    large = {BLOBS + blob.sha256: Path(blob.path) for blob in (config, *layers)}
-    progress = _Progress("wrote", sum(path.stat().st_size for path in large.values()), say)
+def _pack(out: IO[bytes], layout: Layout, say: Say) -> None:
+    small, large = layout.small, layout.large
+    progress = Progress("wrote", sum(blob.size for blob in large.values()), say)
     with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as archive:
         for name in sorted({*small, *large}):
             entry = tarfile.TarInfo(name)
@@ -167,10 +188,21 @@ def _pack(out: IO[bytes], tag: str, config: Blob, layers: list[Blob], say: Say) 
                 entry.size = len(small[name])
                 archive.addfile(entry, io.BytesIO(small[name]))
                 continue
-            entry.size = large[name].stat().st_size
-            with large[name].open("rb") as source:
+            entry.size, path = large[name].size, Path(large[name].path)
+            with path.open("rb") as source:
                 archive.addfile(entry, progress.through(source))
-            large[name].unlink()  # so that the image is never on the disk twice as a whole
+            path.unlink()  # so that the image is never on the disk twice as a whole
+
+
+def archived(sizes: Mapping[str, int], blocks: Callable[[str], Iterator[bytes]]) -> Iterator[bytes]:
+    """The files of a layout as the tar that `docker load` takes, piece by piece."""
+    for name in sorted(sizes):
+        entry = tarfile.TarInfo(name)
+        entry.size = sizes[name]
+        yield entry.tobuf(tarfile.PAX_FORMAT)
+        yield from blocks(name)
+        yield bytes(-entry.size % tarfile.BLOCKSIZE)
+    yield bytes(2 * tarfile.BLOCKSIZE)
 
 
 def _frame(
@@ -219,6 +251,17 @@ def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+def _kept(source: Any, path: Path, progress: Progress) -> Blob:
+    hasher, size = hashlib.sha256(), 0
+    with path.open("wb") as out:
+        while block := source.read(BLOCK):
+            hasher.update(block)
+            out.write(block)
+            size += len(block)
+            progress.add(len(block))
+    return Blob(path=str(path), sha256=hasher.hexdigest(), size=size)
+
+
 # reading --------------------------------------------------------------------------------------------------------
 
 
@@ -236,12 +279,22 @@ def load(engine: Engine, path: Path, say: Say) -> tuple[ImageFacts, str, ImageFa
             content = check(file, path, say)
             file.seek(0)
             say(f"loading {content.tag}")
-            before = engine.image(content.tag)
-            engine.load(_Progress("loaded", path.stat().st_size, say).through(file))
+            loaded, before = put(engine, content, Progress("loaded", path.stat().st_size, say).through(file))
     except OSError as error:
         raise BadInputError(
             f"{path} cannot be read", evidence=[str(error)], hints=["give the file that `repro export-image` wrote"]
         ) from error
+    return loaded, content.tag, before
+
+
+def put(engine: Engine, content: Content, archive: Any) -> tuple[ImageFacts, ImageFacts | None]:
+    """Load an archive that was checked; the image, and what had its tag before.
+
+    Raises:
+        EnvironmentUnfitError: the engine cannot take it, or holds something else afterwards.
+    """
+    before = engine.image(content.tag)
+    engine.load(archive)
     loaded = engine.image(content.tag)
     if loaded is None or loaded.layers != content.layers or loaded.labels.get(SPEC_LABEL) != content.spec:
         raise EnvironmentUnfitError(
@@ -249,7 +302,7 @@ def load(engine: Engine, path: Path, say: Say) -> tuple[ImageFacts, str, ImageFa
             evidence=[f"label {SPEC_LABEL}: {loaded.labels.get(SPEC_LABEL, 'none')}" if loaded else "no such image"],
             hints=["repeat the command: another process may have moved the tag meanwhile"],
         )
-    return loaded, content.tag, before
+    return loaded, before
 
 
 def check(file: IO[bytes], path: Path, say: Say) -> Content:
@@ -267,13 +320,11 @@ def check(file: IO[bytes], path: Path, say: Say) -> Content:
             evidence=[str(error)],
             hints=["copy it again, or export it again"],
         ) from error
-    except (msgspec.MsgspecError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-        raise _damaged(path, f"its description of the image cannot be read ({error})") from error
 
 
 def _checked(archive: tarfile.TarFile, path: Path, say: Say) -> Content:
     members: dict[str, tarfile.TarInfo] = {}
-    progress = _Progress("checked", path.stat().st_size, say)
+    progress = Progress("checked", path.stat().st_size, say)
     for member in archive:
         if not member.isfile() or member.name in members:
             raise _damaged(path, f"{member.name} does not belong there")
@@ -281,18 +332,38 @@ def _checked(archive: tarfile.TarFile, path: Path, say: Say) -> Content:
         if member.name.startswith(BLOBS):
             source = archive.extractfile(member)
             assert source is not None  # noqa: S101 - it is a file
-            if _hashed(progress.through(source)) != member.name.removeprefix(BLOBS):
+            if hashed(progress.through(source)) != member.name.removeprefix(BLOBS):
                 raise _damaged(
                     path, f"blob sha256:{member.name.removeprefix(BLOBS)} has other bytes than its name says"
                 )
 
     def read(name: str) -> bytes:
-        if name not in members:
-            raise _damaged(path, f"{name} is missing")
         source = archive.extractfile(members[name])
         assert source is not None  # noqa: S101 - it is a file
         return source.read(JSON_LIMIT)
 
+    return described({name: member.size for name, member in members.items()}, read, path)
+
+
+def described(sizes: Mapping[str, int], read: Callable[[str], bytes], path: Path) -> Content:
+    """What a layout says of its image, if it says what we write of these blobs and nothing else.
+
+    Raises:
+        BadInputError: it does not.
+    """
+
+    def present(name: str) -> bytes:
+        if name not in sizes:
+            raise _damaged(path, f"{name} is missing")
+        return read(name)
+
+    try:
+        return _described(sizes, present, path)
+    except (msgspec.MsgspecError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        raise _damaged(path, f"its description of the image cannot be read ({error})") from error
+
+
+def _described(sizes: Mapping[str, int], read: Callable[[str], bytes], path: Path) -> Content:
     described = msgspec.json.decode(read("index.json"))["manifests"][0]
     manifest = msgspec.json.decode(read(BLOBS + described["digest"].removeprefix("sha256:")))
     config_name = manifest["config"]["digest"].removeprefix("sha256:")
@@ -308,93 +379,23 @@ def _checked(archive: tarfile.TarFile, path: Path, say: Say) -> Content:
     if list(layers) != config["rootfs"]["diff_ids"]:
         raise _damaged(path, "its layers are not those of its image")
     # what remains is a function of the blobs and the tag: whatever it says besides was not written by us
-    sizes = [(name.removeprefix("sha256:"), _size(members, name, path)) for name in layers]
+    found = [(name.removeprefix("sha256:"), _size(sizes, name, path)) for name in layers]
     platform = {"architecture": config["architecture"], "os": config["os"]}
-    own, files = _frame(tag, config_name, _size(members, config_name, path), sizes, platform)
+    own, files = _frame(tag, config_name, _size(sizes, config_name, path), found, platform)
     files[BLOBS + _sha256(own)] = own
     if wrong := sorted(name for name, content in files.items() if read(name) != content):
         raise _damaged(path, f"{', '.join(wrong)} is not as `repro export-image` writes it")
     return Content(tag=tag, spec=spec, layers=layers)
 
 
-def _size(members: dict[str, tarfile.TarInfo], digest: str, path: Path) -> int:
+def _size(sizes: Mapping[str, int], digest: str, path: Path) -> int:
     name = BLOBS + digest.removeprefix("sha256:")
-    if name not in members:
+    if name not in sizes:
         raise _damaged(path, f"blob sha256:{digest.removeprefix('sha256:')} is missing")
-    return members[name].size
+    return sizes[name]
 
 
 def _damaged(path: Path, why: str) -> BadInputError:
     return BadInputError(
         f"{path} is damaged, and nothing of it was loaded: {why}", hints=["copy it again, or export it again"]
     )
-
-
-# bytes in pieces ------------------------------------------------------------------------------------------------
-
-
-class _Progress:
-    """Says once a second how far it is."""
-
-    def __init__(self, verb: str, total: int, say: Say) -> None:
-        self.verb, self.total, self.say = verb, total, say
-        self.done, self.spoken = 0, time.monotonic()
-
-    def add(self, size: int) -> None:
-        self.done += size
-        if time.monotonic() - self.spoken >= SAY_SECONDS:
-            self.spoken = time.monotonic()
-            self.say(f"{self.verb} {self.done / 1e6:.0f} MB of {max(self.total, self.done) / 1e6:.0f} MB")
-
-    def through(self, source: IO[bytes]) -> Any:
-        """`source`, with everything that is read from it counted."""
-        return _Counted(source, self)
-
-
-class _Counted:
-    def __init__(self, source: IO[bytes], progress: _Progress) -> None:
-        self.source, self.progress = source, progress
-
-    def read(self, size: int = -1) -> bytes:
-        block = self.source.read(size)
-        self.progress.add(len(block))
-        return block
-
-    def __iter__(self) -> Iterator[bytes]:
-        """For an upload in pieces: the lines of binary files can be very long or very short."""
-        while block := self.read(BLOCK):
-            yield block
-
-
-class Stream(io.RawIOBase):
-    """Chunks as a file that can be read once, from its beginning to its end."""
-
-    def __init__(self, chunks: Iterator[bytes]) -> None:
-        self.chunks, self.rest = chunks, b""
-
-    def read(self, size: int = -1) -> bytes:
-        while not self.rest:
-            found = next(self.chunks, None)
-            if found is None:
-                return b""
-            self.rest = found
-        block, self.rest = self.rest[:size], self.rest[size:]
-        return block
-
-
-def _kept(source: Any, path: Path, progress: _Progress) -> Blob:
-    hasher, size = hashlib.sha256(), 0
-    with path.open("wb") as out:
-        while block := source.read(BLOCK):
-            hasher.update(block)
-            out.write(block)
-            size += len(block)
-            progress.add(len(block))
-    return Blob(path=str(path), sha256=hasher.hexdigest(), size=size)
-
-
-def _hashed(source: Any) -> str:
-    hasher = hashlib.sha256()
-    while block := source.read(BLOCK):
-        hasher.update(block)
-    return hasher.hexdigest()

@@ -9,15 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from repro import scratch
-from repro.code import source
-from repro.code.repository import Repository, bare_repository, git, open_repository, reading
+from repro.code import gitbundle, source
+from repro.code.repository import Repository, git, open_repository, reading
 from repro.errors import BadInputError, ReproError
 from repro.experiment import Value
 from repro.project import Project, ignored_folder
 from repro.record import Code, Planned, Record, RunFolder, shown
 from repro.verdict import Ingredient
 
-BUNDLE = "code.bundle"  # in the archive of an imported run
+BUNDLE = gitbundle.NAME  # in the archive of an imported run
 DECAY = (
     "no ref keeps this commit: git may remove it",
     "snapshot commit not pushed to any remote",
@@ -194,9 +194,7 @@ def unbundled(folder: RunFolder) -> Iterator[Repository]:
         BadInputError: the bundle is damaged.
     """
     with scratch.folder("repro-code-") as place:
-        git(place, "init", "-q", "--bare", ".")
-        git(place, "fetch", "-q", "--no-tags", str(bundle(folder).absolute()), "+refs/*:refs/*")
-        yield bare_repository(place)
+        yield gitbundle.opened(folder.archive, place)
 
 
 # getting it back -------------------------------------------------------------------------------------------------

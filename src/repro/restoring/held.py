@@ -21,6 +21,7 @@ from repro.errors import ReproError
 from repro.experiment import Experiment, Value
 from repro.image import SPEC_LABEL
 from repro.images import oci
+from repro.images.pieces import Stream
 from repro.manifest import BLOCK
 from repro.project import Project
 from repro.recipe.spec import ImageSpec
@@ -149,7 +150,7 @@ def damaged_layers(engine: Engine, image: ImageFacts) -> tuple[str, ...]:
     """The layers of an image whose bytes, as the engine gives them out, are not those of their diff ids."""
     found: set[str] = set()
     unread = 0
-    with tarfile.open(fileobj=oci.Stream(engine.save(image.id)), mode="r|", bufsize=BLOCK) as archive:
+    with tarfile.open(fileobj=Stream(engine.save(image.id)), mode="r|", bufsize=BLOCK) as archive:
         for member in archive:
             source = archive.extractfile(member) if member.isfile() else None
             if source is not None:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from repro.restoring.materials import Materials, Source
     from repro.running.plan import Plan
 
-WHICH = "run id, MLflow run id, a unique prefix, or latest"
+WHICH = "run id, MLflow run id, a unique prefix, latest, or a bundle that `repro export` wrote"
 SHOWN = 8  # results that differ
 MEANING = {
     Level.MISSING: "a result is missing",
@@ -82,11 +82,25 @@ def register(add: Add) -> None:
     )
 
 
-def chosen(project: Project, wanted: str) -> Side:
+def place(wanted: str) -> Project:
+    """The project around this folder; for a bundle, this folder itself where there is none."""
+    if not Path(wanted).is_file():
+        return Project.find(Path.cwd())
+    from repro.bundle import importing
+
+    return importing.project_at(Path.cwd())
+
+
+def chosen(project: Project, wanted: str, display: Display) -> Side:
     """The run that is meant: by its name, or the one in a bundle, which is imported first."""
     from repro.compare.sides import Side
     from repro.tracking.lookup import find
 
+    if Path(wanted).is_file():
+        from repro.bundle import importing
+
+        with display.step("import") as step:
+            wanted = step.detail = importing.read(Path(wanted).absolute(), project, step.say)
     record, folder = find(project, wanted)
     return Side(record=record, folder=folder)
 
@@ -108,9 +122,9 @@ def reproduce(args: argparse.Namespace, display: Display) -> int:
     expected = level(args.expect) if args.expect else None
     signer = attesting.signer(args.sign) if args.sign else None  # nobody runs for hours to hear of a wrong passphrase
     margins = tolerance.read(Path(args.tolerance)) if args.tolerance else None
-    project = Project.find(Path.cwd())
+    project = place(args.run)
     sweep.at_start(project, display.notice)
-    original = chosen(project, args.run)
+    original = chosen(project, args.run, display)
     require_result(original.record)
     execution = Execution(project, display)
     execution.prevent_pruning()
@@ -367,8 +381,8 @@ def verify(args: argparse.Namespace, display: Display) -> int:
     from repro.engines.engine import connect
     from repro.restoring import auditing
 
-    project = Project.find(Path.cwd())
-    side = chosen(project, args.run)
+    project = place(args.run)
+    side = chosen(project, args.run, display)
     if args.policy:
         return attesting.judge(side.record, side.folder, Path(args.policy), json=args.json)
     try:
