@@ -116,7 +116,7 @@ def repro(project: Project) -> Callable[..., subprocess.CompletedProcess[str]]:
 
     def call(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-c", "from repro.cli import entry; entry()", *arguments],
+            [sys.executable, "-c", "from repro.__main__ import entry; entry()", *arguments],
             cwd=project.root,
             env={**os.environ, **environment},
             capture_output=True,

@@ -14,7 +14,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "repro"
 # A room is a folder of the library; "" is its top. A module imports only from the rooms above its own, and from what
 # stands left of it: so arrows between rooms point one way, too.
 ROOMS = (
-    ("", "errors experiment tolerant project guard scratch record identity printable verdict"),
+    ("", "start errors experiment tolerant project guard scratch record identity results printable verdict"),
     ("stabilize", "form wire texts arrays hdf5 pictures pages tensorflows archives registry worker apart pairing"),
     ("", "manifest report config display download data"),
     ("secrets", "masking secretsources secretsfolder"),
@@ -30,14 +30,15 @@ ROOMS = (
     ("", "runner"),
     ("tracking", "store view tracking client sdkclient restclient delivery nested upload faults"),
     ("tracking", "publication publisher lookup"),
-    ("compare", "sides tolerance leaves intervals points filing metrics comparing"),
+    ("compare", "sides tolerance leaves intervals points filing metrics trace comparing"),
+    ("compare", "coding layers deep explanation differences wording plots pages"),
     ("", "keeper"),
     ("cleaning", "pins housekeeping leftovers reaping pruning"),
     ("", "execution"),
     ("restoring", "frozen codes held datasets ingredients ceiling replan materials again auditing repeating"),
     ("bundle", "stored contents crate script exporting checking importing"),
-    ("verbs", "findings enginecheck doctor ui imaging locking life bundling reproducing"),
-    ("", "run cli"),
+    ("verbs", "findings enginecheck doctor ui imaging locking life bundling comparing reproducing"),
+    ("", "run cli __main__"),
 )
 LAYERS = [f"{room}.{module}".lstrip(".") for room, modules in ROOMS for module in modules.split()]
 
@@ -52,15 +53,16 @@ DOORS = {
     "mlflow": {"tracking.store", "tracking.sdkclient", "tracking.publisher", "verbs.ui"},
     "pathspec": {"manifest"},
     "scipy": {"compare.intervals"},
+    "matplotlib": {"compare.plots"},
     "pynvml": {"running.nvidia"},
     "rfc8785": {"identity"},
     "h5py": {"stabilize.hdf5"},
-    "numpy": {"compare.leaves", "stabilize.arrays", "stabilize.hdf5"},
+    "numpy": {"stabilize.arrays", "stabilize.hdf5", "compare.leaves"},
     "PIL": {"stabilize.pictures"},
 }
 
 LAZY = {"cyclonedx", "docker", "git", "hydra", "omegaconf", "mlflow", "rich", "pooch", "requests", "urllib3"}  # slow
-LAZY |= {"pathspec", "pynvml", "h5py", "numpy", "PIL"}
+LAZY |= {"pathspec", "pynvml", "h5py", "numpy", "PIL", "scipy", "matplotlib"}
 
 MODULE_LINES = 450
 FUNCTION_LINES = 60  # without the docstring

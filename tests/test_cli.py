@@ -116,3 +116,20 @@ def test_another_shell_is_told_what_there_is(project: Project, repro: Repro) -> 
 def test_flags_that_contradict_each_other_are_refused(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["rebuild", *flags]) == 2
     assert flags[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("module", "late"), [("repro", "repro.report"), ("repro", "repro.verbs.life"), ("repro.run", "repro.runner")]
+)
+def test_ctrl_c_while_the_library_is_being_imported_is_no_traceback(module: str, late: str) -> None:
+    code = (
+        "import os, runpy, signal, sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name == {late!r}: os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        f"sys.argv = ['repro', 'runs']\n"
+        f"runpy.run_module({module!r}, run_name='__main__', alter_sys=True)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "repro: interrupted\n")

@@ -183,7 +183,7 @@ def test_ctrl_c_while_the_program_is_still_loaded_says_one_line(project: Project
         "class Finder(importlib.abc.MetaPathFinder):\n"
         "    def find_spec(self, name, path, target=None):\n"
         "        if name == 'repro.run': raise KeyboardInterrupt\n"
-        "from repro.cli import entry\n"
+        "from repro.__main__ import entry\n"
         "sys.meta_path.insert(0, Finder())\n"
         "entry()"
     )

@@ -178,7 +178,7 @@ def test_a_reader_who_leaves_ends_nothing(lab: Project) -> None:
 def test_the_answer_may_be_cut_off(lab: Project, repro: Repro) -> None:
     script(lab, "toy.sh", f"{LINES}; {LINES}")
     assert repro("run", "experiment=toy", "gpus=none", "tracking.enabled=false").returncode == 0
-    command = f'"{sys.executable}" -c "from repro.cli import entry; entry()" logs | head -n 1'
+    command = f'"{sys.executable}" -c "from repro.__main__ import entry; entry()" logs | head -n 1'
     done = subprocess.run(["bash", "-c", command], cwd=lab.root, capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == ("line 0\n", "")
 

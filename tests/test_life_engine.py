@@ -30,7 +30,7 @@ pytestmark = pytest.mark.engine
 
 Repro = Callable[..., "subprocess.CompletedProcess[str]"]
 GATE = "echo begun; while [ ! -e /outputs/go ]; do sleep 0.05; done; "
-ENTRY = "from repro.cli import entry; entry()"
+ENTRY = "from repro.__main__ import entry; entry()"
 QUIET = ("gpus=none", "tracking.enabled=false")
 
 

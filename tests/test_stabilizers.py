@@ -227,7 +227,8 @@ ARRAYS = arrays.arrays(dtype=SIMPLE, shape=arrays.array_shapes(min_dims=0, max_d
 
 def npy(array: np.ndarray[Any, Any], version: tuple[int, int] | None = None) -> bytes:
     file = io.BytesIO()
-    with warnings.catch_warnings(action="ignore"):  # that a later version of the format is used
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that a later version of the format is used
         np.lib.format.write_array(file, array, version=version, allow_pickle=False)
     return file.getvalue()
 
@@ -238,6 +239,23 @@ def test_the_layout_of_an_array_does_not_matter(array: np.ndarray[Any, Any]) -> 
     assert found is not None
     assert found == after("x.npy", npy(np.array(array, order="F"), (3, 0)))
     assert found == after("x.npy", npy(array.astype(array.dtype.newbyteorder())))
+
+
+@pytest.mark.parametrize(
+    "kind", ["?", "i1", "i8", "f2", "f8", "c8", "c16", "U1", "U3", "S1", "S3", "M8[ns]", "m8[D]", "V3"]
+)
+def test_the_layout_of_an_array_of_each_type_does_not_matter(kind: str) -> None:
+    little = np.dtype(kind).newbyteorder("<")
+    array = np.frombuffer(bytes(range(6)) * little.itemsize, "V1").view(f"V{little.itemsize}").reshape(2, 3)
+    if little.kind == "U":
+        array = np.array([["a", "é", ""], ["b", "c", "d"]], little)
+    if little.kind == "b":
+        array = np.array([[True, False, True], [False, False, True]])
+    array = array.view(little)
+    found = after("x.npy", npy(array))
+    assert None is not found == after("x.npy", npy(np.array(array, order="F")))
+    assert found == after("x.npy", npy(array.astype(little.newbyteorder(">"))))
+    assert found == after("x.npy", npy(np.array(array.astype(little.newbyteorder(">")), order="F")))
 
 
 @given(ARRAYS, ARRAYS)
@@ -385,6 +403,8 @@ def sixteen_bits(value: int) -> bytes:
         PICTURE[:40] + b"\xff" + PICTURE[41:],
         header(60_000, 60_000, 8, 2) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b""),
         header(5, 4, 8, 2) + chunk(b"IEND", b""),
+        header(1, 1, 8, 0) + chunk(b"IDAT", zlib.compress(bytes(2))[:-1] + b"x") + chunk(b"IEND", b""),
+        header(1, 1, 8, 0) + chunk(b"IDAT", zlib.compress(bytes(4))) + chunk(b"IEND", b""),
         header(0, 0, 8, 2) + chunk(b"IDAT", b"") + chunk(b"IEND", b""),
         b"",
         b"GIF89a",

@@ -181,6 +181,14 @@ def test_a_zip_from_a_pipe_is_read_too() -> None:
     assert after("x.zip", pipe.getvalue()) == after("x.zip", straight) is not None
 
 
+def test_a_zip_that_is_ready_for_large_members_is_read_too() -> None:
+    """Keras writes such ones."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive, archive.open(zipfile.ZipInfo("a"), "w", force_zip64=True) as member:
+        member.write(b"content")
+    assert after("x.zip", file.getvalue()) == after("x.zip", zipped(ONE)) is not None
+
+
 def test_arrays_in_an_npz_are_compared_as_arrays() -> None:
     def saved(write: Callable[..., None], **arrays: Any) -> bytes:
         file = io.BytesIO()
@@ -336,6 +344,7 @@ def test_what_is_in_a_gz_counts_and_when_it_was_packed_does_not(one: bytes, othe
         gzipped(b"a")[:5],
         b"",
         gzipped(b"a") + bytes(9),
+        gzipped(b"a")[:3] + b"\x02" + gzipped(b"a")[4:10] + b"xx" + gzipped(b"a")[10:],
     ],
 )
 def test_a_broken_gz_stays_as_it_is(content: bytes) -> None:

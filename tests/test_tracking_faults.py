@@ -433,7 +433,7 @@ def test_an_upload_can_be_interrupted_and_is_gone_on_with(project: Project, door
 
     door.fault = fault
     run = large(project, door.uri, 20)
-    command = [sys.executable, "-c", "from repro.cli import entry; entry()", "sync"]
+    command = [sys.executable, "-c", "from repro.__main__ import entry; entry()", "sync"]
     interrupted = subprocess.Popen(command, cwd=project.root, stderr=subprocess.PIPE, text=True)
     until(lambda: "part12" in sent)
     interrupted.send_signal(signal.SIGINT)

@@ -196,7 +196,7 @@ def test_an_interrupted_verification_leaves_nothing(
     project, name = named
     write(project, f"{START}\nRUN echo be''gun; sleep 4\n")
     process = subprocess.Popen(
-        [sys.executable, "-c", "from repro.cli import entry; entry()", "rebuild", "--verify", "-v"],
+        [sys.executable, "-c", "from repro.__main__ import entry; entry()", "rebuild", "--verify", "-v"],
         cwd=project.root,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

@@ -16,7 +16,6 @@ from repro import printable, tolerant
 from repro.errors import BadInputError
 from repro.experiment import Outputs, Value
 from repro.record import OutputFile, Planned, shown
-from repro.stabilize import registry
 from repro.stabilize.apart import Apart
 
 BLOCK = 1 << 20  # bytes
@@ -31,7 +30,7 @@ class Listing(Value, frozen=True, kw_only=True):
     files: tuple[OutputFile, ...] = ()
     unread: tuple[str, ...] = ()  # paths of what cannot be read, is nothing but holes, or lies too deep
     ignored: int = 0  # files that the patterns keep out
-    trouble: str = ""  # with the stabilizers of other packages, in one line
+    trouble: str = ""  # with canonical digests, in one line
 
     @property
     def remark(self) -> str:
@@ -71,17 +70,22 @@ def of(
                 ignored += 1
                 continue
             try:
-                listed = _listed(path, name, apart, progress.read)
-                files.append(msgspec.structs.replace(listed, role="by-product") if may_differ(name) else listed)
+                found = listed(path, name, apart, progress.read)
+                files.append(msgspec.structs.replace(found, role="by-product") if may_differ(name) else found)
             except OSError:
                 unread.append(shown(name))
             progress.files += 1
             progress.read(0)
-        trouble = registry.trouble() if apart.used else ""
+        trouble = apart.trouble
     return Listing(files=tuple(files), unread=tuple(sorted(unread)), ignored=ignored, trouble=trouble)
 
 
-def _listed(path: Path, name: str, apart: Apart, read: Callable[[int], None]) -> OutputFile:
+def listed(path: Path, name: str, apart: Apart, read: Callable[[int], None] = lambda _count: None) -> OutputFile:
+    """One file: size, sha256, and its canonical digest where a stabilizer can read it.
+
+    Raises:
+        OSError: it cannot be read, or is no regular file any more.
+    """
     with opened(path) as file:
         size = os.fstat(file.fileno()).st_size
         wanted = apart.wants(name, size)  # it gets ready while the file is hashed

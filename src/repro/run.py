@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+
+if __name__ == "__main__":  # before anything that takes time: from there on, Ctrl-C is no traceback
+    from repro import start
+
+    start.program("repro.run", sys.argv[1:])
+
 import argparse
 import os
 import secrets
 import shlex
 import signal
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime, timezone
@@ -382,7 +388,3 @@ class Session:
     def close(self) -> None:
         """Let go of what the session holds."""
         self.execution.close()
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

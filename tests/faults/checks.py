@@ -76,7 +76,8 @@ def _may_end(trial: Trial, ended: Ended) -> bool:
         in_time = stop is None or ended.at < stop.at + CLOCK
         return in_time and ("done" in truth or kind == FULL)
     if trial.case.fault == "restart-engine" and trial.case.before_start and ended.end is End.KILLED:
-        return ended.exit_code == 143  # Docker ends what it is just about to start, when it is stopped
+        # Docker ends what it is just about to start, when it is stopped, with its stop signal or with SIGTERM
+        return ended.exit_code in (130, 143) and not truth
     if kind == STOPPED and ended.end is End.KILLED and stop is not None:
         possible = ended.exit_code in SIGNALLED or (ended.exit_code == trial.case.code and "done" in truth)
         return possible and stop.at <= ended.at + CLOCK
@@ -224,10 +225,12 @@ def _mlflow(trial: Trial) -> Iterator[str]:
 def _command(trial: Trial) -> Iterator[str]:
     """The exit code of `repro run`, if it was left to end by itself."""
     code, record, text = trial.command_code, trial.record(), trial.text("run")
-    said = "".join(trial.text(name) for name in ("run", "wait", "sync", "stop", "runs"))
-    early = trial.case.before_start and said.rstrip().endswith("KeyboardInterrupt")  # while Python still imports us
-    if re.search(r"^Traceback", said, re.MULTILINE) and not early:
-        yield "a command ended with a traceback"
+    for name in ("run", "wait", "sync", "stop", "runs"):
+        said = trial.text(name)
+        # Python itself was still starting, and none of ours had begun
+        early = trial.case.before_start and said.rstrip().endswith("KeyboardInterrupt") and "/repro/" not in said
+        if re.search(r"^Traceback", said, re.MULTILINE) and not early:
+            yield f"a command ended with a traceback: {name}"
     if code is None:
         return
     if record is None or record.ended is None:

@@ -25,7 +25,7 @@ from tests.conftest import GIT_IDENTITY, commit, use_base
 from tests.second_engine import SecondEngine, second_engine
 
 MARK = "REPRO_FAULTS_CASE"  # in the environment of every process of a case
-ENTRY = "from repro.cli import entry; entry()"
+ENTRY = "from repro.__main__ import entry; entry()"
 SMALL = "8m"  # the disk that gets full
 SERVER_SECONDS = 120.0
 

@@ -8,7 +8,7 @@ import hashlib
 import re
 import sys
 
-WHOLE = 64 << 20  # bytes: of more than these, a sample of about as many is hashed
+WHOLE = 16 << 20  # bytes: of more than these, a sample of about as many is hashed
 PIECE = 4096  # bytes of a sample that lie together
 
 
@@ -87,14 +87,14 @@ def _nested(value):
 def digest(tensors, *, whole=False):
     """The sha256 over names, types, shapes and values, in the order of the names.
 
-    Of tensors that have more than 64 MiB together, pieces of 4 KiB at even distances stand for the values, unless
+    Of tensors that have more than 16 MiB together, pieces of 4 KiB at even distances stand for the values, unless
     `whole` says that all of them are to be read. One at a time is fetched.
     """
     import numpy
 
     total = sum(map(_size, tensors.values()))
     whole = whole or total <= WHOLE
-    hasher = hashlib.sha256(b"repro weights 1\n" if whole else b"repro weights 1, a sample of 64 MiB\n")
+    hasher = hashlib.sha256(b"repro weights 1\n" if whole else b"repro weights 1, a sample of 16 MiB\n")
     for name, tensor in sorted(tensors.items()):
         values = array(tensor)
         header = (name, values.dtype.name, ",".join(str(size) for size in values.shape))
@@ -139,12 +139,14 @@ class Batches:
 
     def __iter__(self):
         batches = iter(self._iterable)
-        self._passes += 1
-        number = self._passes
-        for batch in batches:
-            self._show(number, batch)
-            yield batch
-            break
+        begun = self._passes and batches is self._iterable  # with `next`, and it goes on
+        if not begun:
+            self._passes += 1
+            number = self._passes
+            for batch in batches:
+                self._show(number, batch)
+                yield batch
+                break
         yield from batches
 
     def __next__(self):

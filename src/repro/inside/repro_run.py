@@ -323,30 +323,68 @@ def _keras_callback():
     class KerasCallback(Callback):
         """Records what Keras reports at the end of each epoch; the first epoch is step 1.
 
-        Weights and loss are fingerprinted at the beginning, after the first batch, and after each epoch.
+        Weights and losses are fingerprinted at the beginning, after the first batch, and after each epoch. There is
+        no hook for batches: Keras would wait for the numbers of each one, which costs a GPU more than it trains.
         """
 
-        _supports_tf_logs = True  # Keras 2 would else wait for the numbers after each batch
-
-        _begun = False
+        _undo = None
 
         def on_train_begin(self, logs=None):  # noqa: ARG002 - Keras calls it by name
-            self._begun = False
-            fingerprint("init", model=self._weighed())
+            model = getattr(self, "model", None)
+            fingerprint("init", model=model)
+            self._undo = _after_first_batch(model)
 
-        def on_train_batch_end(self, batch, logs=None):
-            if not self._begun:
-                self._begun = True
-                fingerprint(f"batch {batch + 1}", model=self._weighed(), values=logs)
+        def on_train_end(self, logs=None):  # noqa: ARG002
+            if self._undo:
+                self._undo()
 
         def on_epoch_end(self, epoch, logs=None):
             log(step=epoch + 1, **(logs or {}))
-            fingerprint(f"epoch {epoch + 1}", model=self._weighed(), values=logs)
-
-        def _weighed(self):
-            return getattr(self, "model", None)
+            fingerprint(f"epoch {epoch + 1}", model=getattr(self, "model", None), values=_numbers(logs))
 
     return KerasCallback
+
+
+def _after_first_batch(model):
+    """Fingerprint a model when its next batch is done; returns what calls that off."""
+    train = getattr(model, "train_function", None)
+    if not callable(train) or "REPRO_JOURNAL" not in os.environ:
+        return None
+
+    def call_off():
+        if model.train_function is first:
+            model.train_function = train
+
+    def first(*arguments, **options):
+        call_off()
+        logs = train(*arguments, **options)
+        if isinstance(logs, dict):  # else the weights are not in the model yet: JAX
+            fingerprint(f"batch {_batches_in_a_step(model)}", model=model, values=_numbers(logs))
+        return logs
+
+    try:
+        model.train_function = first
+    except Exception as error:  # noqa: BLE001
+        _told("KerasCallback", error)
+    return call_off
+
+
+def _batches_in_a_step(model):
+    try:
+        return int(getattr(model, "steps_per_execution", 1))
+    except (TypeError, ValueError):
+        return 1
+
+
+def _numbers(logs):
+    """What of Keras's logs are numbers."""
+    found = {}
+    for name, value in (logs or {}).items():
+        try:
+            found[name] = float(value)
+        except (TypeError, ValueError):
+            continue
+    return found
 
 
 def _write_member(archive, name, array):

@@ -17,7 +17,6 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import tempfile
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +24,7 @@ from typing import IO
 
 import msgspec
 
+from repro import scratch
 from repro.engines import registry, repodigest
 from repro.engines.engine import Engine
 from repro.engines.imagefacts import ImageFacts
@@ -141,8 +141,7 @@ def _make(recipe: BaseRecipe, engine: Engine, say: Say) -> None:
     _require_tools()
     tag = tag_of(recipe)
     labels = {RECIPE_LABEL: digest_of(recipe)}
-    with tempfile.TemporaryDirectory(prefix="repro-base-") as name:
-        folder = Path(name)
+    with scratch.folder("repro-base-") as folder:
         if authorities := own_authorities() if "ca-certificates" in recipe.packages else "":
             labels[CA_LABEL] = hashlib.sha256(authorities.encode()).hexdigest()
             (folder / "machine.crt").write_text(authorities)

@@ -49,8 +49,8 @@ def of(folder: RunFolder, run: str, by_products: Sequence[str] = ()) -> Harvest:
                         points.born.append((part.at, part.id))
                 for nested, theirs in events.nested.items():
                     points.take(nested, theirs.metrics)
-    except _Overflow as overflow:
-        remark = f"its metrics are in the journal and not in this record: {overflow}"
+    except (_Overflow, OSError) as why:  # a disk that fails is no reason to lose the record
+        remark = f"its metrics are in the journal and not in this record: {why}"
     metrics = () if remark else tuple(points.series([SYSTEM, *by_products]))
     return Harvest(metrics=metrics, trace=_merged(traces), remark=remark)
 

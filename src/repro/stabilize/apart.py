@@ -17,7 +17,8 @@ from repro.record import Canonical
 from repro.stabilize import registry
 
 SECONDS, PACE = 10.0, 5e6  # for a file: so long, and a second more for each so many bytes
-PATIENCE = 60.0  # seconds for all files that came to nothing, together; then no more is tried
+EACH = 0.01  # seconds that any file may take
+PATIENCE = 60.0  # seconds that all files together may take longer than is usual for their sizes; then no more is read
 
 
 class Apart:
@@ -25,7 +26,7 @@ class Apart:
 
     def __init__(self) -> None:
         self.asked: tuple[subprocess.Popen[bytes], socket.socket] | None = None
-        self.wasted = 0.0  # seconds
+        self.late = 0.0  # seconds
         self.used = False
 
     def __enter__(self) -> Apart:
@@ -36,10 +37,17 @@ class Apart:
     ) -> None:
         self._end()
 
+    @property
+    def trouble(self) -> str:
+        """What to say of files that have no canonical digest for a reason outside of them; "" when there is none."""
+        if self.late >= PATIENCE:
+            return "not all of its outputs have a canonical digest: reading them took too long"
+        return registry.trouble() if self.used else ""
+
     def wants(self, name: str, size: int) -> bool:
         """Whether to ask; the process starts at the first such file, and gets ready meanwhile."""
         stabilizer = registry.usable(name)
-        if stabilizer is None or not 0 < size <= stabilizer.limit or self.wasted >= PATIENCE:
+        if stabilizer is None or not 0 < size <= stabilizer.limit or self.late >= PATIENCE:
             return False
         if self.asked is None:
             self.asked = _started()
@@ -53,8 +61,7 @@ class Apart:
             return None
         begun = time.monotonic()
         answer = self._answer(posixpath.basename(name), file, SECONDS + size / PACE)
-        if "sha256" not in answer:
-            self.wasted += time.monotonic() - begun
+        self.late += max(0.0, time.monotonic() - begun - EACH - size / PACE)
         if answer.get("read") != sha256:
             return None
         return Canonical(stabilizer=answer["stabilizer"], sha256=answer["sha256"])

@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from repro.stabilize import arrays, hdf5, pages, pictures, texts
+from repro.stabilize import arrays, hdf5, pages, pictures, tensorflows, texts
 from repro.stabilize.form import DEPTH, Allowance, Stabilizer, UnreadableError, attempt, digest, line, lines
 
 LEAVES = (
@@ -26,9 +26,13 @@ LEAVES = (
     texts.CSV,
     texts.TSV,
     pages.HTML,
+    tensorflows.SAVED_MODEL,
+    tensorflows.FINGERPRINT,
+    tensorflows.EVENTS,
 )
 
 KEPT_MODE = 0o7100  # of permissions: may it be executed, and by whose rights; what else there is comes from a umask
+SIZES_FOLLOW = 8  # flag of a member of a zip
 UNIX = 3  # the system that a zip's permissions are of
 EXTRAS = {0x0001, 0x000A, 0x5455, 0x5855, 0x7855, 0x7875, 0xD935}  # in a zip: large sizes, times, owners, alignment
 TAR_TIMES_AND_OWNERS = {"mtime", "atime", "ctime", "uid", "gid", "uname", "gname", "LIBARCHIVE.creationtime"}
@@ -120,12 +124,14 @@ def _zip(content: bytes, inside: Inside, member: Callable[[str, bytes], dict[str
         infos, remark, directory = archive.infolist(), archive.comment, archive.start_dir
     if len({info.filename for info in infos}) < len(infos):
         raise UnreadableError("two members of one name")
-    end = len(content) - 22 - len(remark)
-    if content[end : end + 4] != b"PK\5\6":
-        raise UnreadableError("something follows the end of the zip")
+    end, count = len(content) - 22 - len(remark), min(len(infos), 0xFFFF).to_bytes(2, "little")
+    last = b"PK\5\6" + bytes(4) + count + count, len(remark).to_bytes(2, "little")
+    if (content[end : end + 12], content[end + 20 : end + 22]) != last:
+        raise UnreadableError("something follows the end of the zip, or it is one of several")
+    _check_directory(content, directory, end)
     place, told = 0, []
     for info in sorted(infos, key=lambda each: each.header_offset):
-        raw, place = _packed(content, info, place, directory)
+        raw, place = _packed(content, info, place)
         about = {"name": info.filename, "kind": _zip_kind(info)} | _remark(info.comment)
         if mode := info.external_attr >> 16 & KEPT_MODE:
             about["mode"] = oct(mode)
@@ -136,27 +142,61 @@ def _zip(content: bytes, inside: Inside, member: Callable[[str, bytes], dict[str
     return line(_remark(remark)) + lines(sorted(told, key=lambda each: each["name"]))
 
 
-def _packed(content: bytes, info: zipfile.ZipInfo, place: int, end: int) -> tuple[memoryview, int]:
+def _check_directory(content: bytes, place: int, end: int) -> None:
+    """Python reads over lengths that are wrong in the last entry; other readers do not."""
+    while content.startswith(b"PK\1\2", place):
+        place += 46 + sum(int.from_bytes(content[place + at : place + at + 2], "little") for at in (28, 30, 32))
+    if place != end and not (place == end - 76 and content.startswith(b"PK\6\6", place)):  # there for large zips
+        raise UnreadableError("a broken zip")
+
+
+def _packed(content: bytes, info: zipfile.ZipInfo, place: int) -> tuple[memoryview, int]:
     """The packed bytes of a member that begins at a place, and where the next one begins: nothing is between them."""
     head = content[place : place + 30]
-    if info.header_offset != place or head[:4] != b"PK\3\4" or info.orig_filename != info.filename:
+    if info.header_offset != place or head[:4] != b"PK\3\4" or info.orig_filename != info.filename or info.volume:
         raise UnreadableError("something lies between the members of the zip")
     name_size, extra_size = int.from_bytes(head[26:28], "little"), int.from_bytes(head[28:30], "little")
     begin = place + 30 + name_size + extra_size
-    for extra in (info.extra, content[begin - extra_size : begin]):
-        _check_extra(extra)
-    raw_name = info.filename.encode("utf-8" if info.flag_bits & 0x800 else "cp437")
-    same = content[place + 30 : place + 30 + name_size] == raw_name
-    same &= head[6:10] == info.flag_bits.to_bytes(2, "little") + info.compress_type.to_bytes(2, "little")
-    if not same or not (info.flag_bits & 8 or head[14:18] == info.CRC.to_bytes(4, "little")):
+    name, extra = content[place + 30 : begin - extra_size], content[begin - extra_size : begin]
+    _check_extra(info.extra)
+    _check_extra(extra)
+    if not _agrees(head, name, extra, info):
         raise UnreadableError("the zip says two things of a member")
-    after = begin + info.compress_size
-    if info.flag_bits & 8:  # sizes follow the bytes, with or without a signature, in 4 or 8 bytes each
-        tails = [
-            size for size in (12, 16, 20, 24) if content[after + size : after + size + 4] in (b"PK\3\4", b"PK\1\2")
-        ]
-        after += next((size for size in tails if after + size <= end), 0)
-    return memoryview(content)[begin : begin + info.compress_size], after
+    end = begin + info.compress_size
+    after = end + (len(_trailer(content, end, info)) if info.flag_bits & SIZES_FOLLOW else 0)
+    return memoryview(content)[begin:end], after
+
+
+def _agrees(head: bytes, name: bytes, extra: bytes, info: zipfile.ZipInfo) -> bool:
+    """Whether what stands before a member is what the directory says of it: readers go by the one or by the other."""
+    crc, packed, size = _facts(info, 4)
+    if head[6:10] != info.flag_bits.to_bytes(2, "little") + info.compress_type.to_bytes(2, "little"):
+        return False
+    if name != info.filename.encode("utf-8" if info.flag_bits & 0x800 else "cp437"):
+        return False
+    if info.flag_bits & SIZES_FOLLOW:
+        return True
+    _crc, long_packed, long_size = _facts(info, 8)
+    elsewhere = extra == b"\1\0\x10\0" + long_size + long_packed and head[18:26] == b"\xff" * 8
+    return head[14:18] == crc and (elsewhere or head[18:26] == packed + size)
+
+
+def _trailer(content: bytes, place: int, info: zipfile.ZipInfo) -> bytes:
+    """What follows a member of which the sizes were not known before."""
+    for width in (4, 8):
+        for mark in (b"PK\7\x08", b""):
+            expected = mark + b"".join(_facts(info, width))
+            if content.startswith(expected, place) and content[place + len(expected) : place + len(expected) + 3] in (
+                b"PK\3",
+                b"PK\1",
+            ):
+                return expected
+    raise UnreadableError("the zip says two things of a member")
+
+
+def _facts(info: zipfile.ZipInfo, width: int) -> tuple[bytes, bytes, bytes]:
+    packed, size = (each.to_bytes(8, "little")[:width] for each in (info.compress_size, info.file_size))
+    return info.CRC.to_bytes(4, "little"), packed, size
 
 
 def _check_extra(extra: bytes) -> None:
@@ -170,9 +210,13 @@ def _check_extra(extra: bytes) -> None:
 def _zip_kind(info: zipfile.ZipInfo) -> str:
     mode = info.external_attr >> 16
     kind = {0: "file", stat.S_IFREG: "file", stat.S_IFDIR: "folder", stat.S_IFLNK: "link"}.get(stat.S_IFMT(mode))
-    if info.is_dir():
+    if info.is_dir() and kind in ("file", "folder"):
         return "folder"
-    if kind in (None, "folder") or (info.create_system != UNIX and (kind == "link" or mode & KEPT_MODE)):
+    if (
+        info.is_dir()
+        or kind in (None, "folder")
+        or (info.create_system != UNIX and (kind == "link" or mode & KEPT_MODE))
+    ):
         raise UnreadableError("a member of the zip is of an unknown kind")
     return str(kind)
 
@@ -280,7 +324,7 @@ def unpacked_gzip(content: bytes, name: str, inside: Inside) -> bytes:
 
 def _gzip_header(content: bytes, place: int) -> tuple[dict[str, str], int]:
     """Name, comment and further fields of a part, and where its packed bytes begin."""
-    head = content[place : place + 10]
+    begin, head = place, content[place : place + 10]
     if len(head) < 10 or head[:3] != b"\x1f\x8b\x08" or head[3] & 0xE0:
         raise UnreadableError("no gzip")
     flags, said = head[3], dict[str, str]()
@@ -294,7 +338,11 @@ def _gzip_header(content: bytes, place: int) -> tuple[dict[str, str], int]:
             end = content.index(b"\0", place)
             said[what] = content[place:end].decode("latin-1")
             place = end + 1
-    return said, place + (2 if flags & GZIP_CHECK else 0)
+    if flags & GZIP_CHECK:
+        if content[place : place + 2] != (zlib.crc32(content[begin:place]) & 0xFFFF).to_bytes(2, "little"):
+            raise UnreadableError("a broken gzip")
+        place += 2
+    return said, place
 
 
 # the table -------------------------------------------------------------------------------------------------------

@@ -55,7 +55,7 @@ def _arranged(values: memoryview, columns: bool, shape: tuple[int, ...], kind: t
     import numpy
 
     order, letter, size, _unit = kind
-    if letter in "SVb" or size == 1:
+    if letter in "SVb":
         found = numpy.frombuffer(values, f"V{size}")
     else:
         word = {"U": 4, "c": size // 2}.get(letter, size)

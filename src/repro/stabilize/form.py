@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 LIMIT = 512 << 20  # bytes of a file, and of what is unpacked from it: larger ones are compared as they are
-TEXT_LIMIT = 32 << 20  # of a file that is read word for word, which is slow
+TEXT_LIMIT = 8 << 20  # of a file that is read word for word, which is slow
 DEPTH = 6  # archives within archives
 
 NUMBER = re.compile(r"(-?)(0|[1-9][0-9]*)?(?:\.([0-9]*))?(?:[eE]([+-]?[0-9]{1,18}))?")

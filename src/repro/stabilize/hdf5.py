@@ -8,6 +8,12 @@ from typing import Any
 
 from repro.stabilize.form import LIMIT, Allowance, Stabilizer, UnreadableError, digest, line, lines
 
+EXACT = {  # where sign, exponent and mantissa of a float are, and how long: half, single, double, brain
+    (15, 10, 5, 0, 10),
+    (31, 23, 8, 0, 23),
+    (63, 52, 11, 0, 52),
+    (15, 7, 8, 0, 7),
+}
 COMMENT = 1 << 13  # the kind of message that holds one, among those in the header of an object
 
 
@@ -87,15 +93,18 @@ class _Tree:
             told["attributes"] = attributes
         if self.h5.h5o.get_info(found).hdr.mesg.present & COMMENT:
             raise UnreadableError("an object with a comment, which h5py does not read reliably")
-        if kind == "group" and (order := self._order(found)):
-            told["order"] = order
-        return told
+        return told | self._order(found, kind)
 
-    def _order(self, group: Any) -> list[str]:
-        """Names in the order of their making, where the group keeps it: some readers go by it."""
-        if not group.get_create_plist().get_link_creation_order() & self.h5.h5p.CRT_ORDER_TRACKED:
-            return []
-        return [_text(name) for name in sorted(group, key=lambda name: group.links.get_info(name).corder)]
+    def _order(self, found: Any, kind: str) -> dict[str, list[str]]:
+        """Names in the order of their making, where the file keeps it: some readers go by it."""
+        tracked, told = self.h5.h5p.CRT_ORDER_TRACKED, dict[str, list[str]]()
+        if kind == "group" and found.get_create_plist().get_link_creation_order() & tracked:
+            told["order"] = [_text(name) for name in sorted(found, key=lambda name: found.links.get_info(name).corder)]
+        if kind != "type" and found.get_create_plist().get_attr_creation_order() & tracked:
+            numbers = range(self.h5.h5a.get_num_attrs(found))
+            made = {"index_type": self.h5.h5.INDEX_CRT_ORDER}
+            told["order of attributes"] = [_text(self.h5.h5a.open(found, index=n, **made).name) for n in numbers]
+        return told
 
     def _dataset(self, dataset: Any) -> dict[str, Any]:
         made = dataset.get_create_plist()
@@ -172,6 +181,12 @@ class _Tree:
             raise UnreadableError("a reference to what is under no path")
         return known
 
+    def _float(self, type_: Any) -> list[int]:
+        """How a float is made up; of another make than these it would be rounded on reading."""
+        if type_.get_fields() not in EXACT and not type_.equal(self.h5.h5t.NATIVE_LDOUBLE):
+            raise UnreadableError("floats of a rare kind")
+        return [*type_.get_fields(), type_.get_ebias(), type_.get_norm()]
+
     def _type(self, type_: Any) -> Any:
         """All that a type says of the values: two that differ in it mean different things by the same bits."""
         h5t, size = self.h5.h5t, type_.get_size()
@@ -180,7 +195,7 @@ class _Tree:
             case class_ if class_ in numbers:
                 told = [class_, size, type_.get_order(), type_.get_precision(), type_.get_offset()]
                 told += [type_.get_sign()] if class_ == h5t.INTEGER else []
-                told += [*type_.get_fields(), type_.get_ebias(), type_.get_norm()] if class_ == h5t.FLOAT else []
+                told += self._float(type_) if class_ == h5t.FLOAT else []
             case h5t.STRING as class_:
                 told = [class_, "any" if type_.is_variable_str() else size, type_.get_cset(), type_.get_strpad()]
             case h5t.OPAQUE as class_:

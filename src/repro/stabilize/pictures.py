@@ -24,7 +24,8 @@ def pixels(content: bytes) -> bytes:
     Palette, transparency, gamma, colour profile, resolution and texts stay. How it was compressed is left out.
     """
     chunks = list(_chunks(content))
-    (width, height, depth, colour, _, _, _), rest = _header(chunks), chunks[1:-1]
+    header, rest = _header(chunks), chunks[1:-1]
+    width, height, depth, colour = header[:4]
     if (colour, depth) not in EXACT:  # Pillow would halve 16 bits
         raise UnreadableError(f"colour type {colour} with {depth} bits")
     if not 0 < width * height * CHANNELS[colour] <= PIXELS:
@@ -33,6 +34,7 @@ def pixels(content: bytes) -> bytes:
     for kind, _data in others:
         if kind in MOVING or (kind != b"PLTE" and not kind[0] & 0x20):
             raise UnreadableError("a moving picture, or of a later standard")
+    _check_packed(b"".join(data for kind, data in rest if kind == b"IDAT"), header)
     mode, values = _decoded([chunks[0], *((kind, data) for kind, data in rest if kind in (b"PLTE", b"IDAT"))])
     shape = {"width": width, "height": height, "depth": depth, "colour": colour, "mode": mode}
     return lines([shape | {"pixels": digest(values)}, *([kind.decode("ascii"), digest(data)] for kind, data in others)])
@@ -62,6 +64,17 @@ def _header(chunks: list[tuple[bytes, bytes]]) -> tuple[int, ...]:
     if any(kinds.count(kind) > 1 for kind in (b"IHDR", b"IEND", b"PLTE")):
         raise UnreadableError("a broken PNG")
     return struct.unpack(">IIBBBBB", chunks[0][1])
+
+
+def _check_packed(packed: bytes, header: tuple[int, ...]) -> None:
+    """Some readers forgive a wrong checksum, or too much, and some do not: such a file is not as a sound one."""
+    width, height, depth, colour, _method, _filter, interlaced = header
+    row = (width * depth * CHANNELS[colour] + 7) // 8 + 1
+    most = row * height + (16 * height + 64 if interlaced else 0)  # passes have rows of their own
+    unpacker = zlib.decompressobj()
+    found = unpacker.decompress(packed, most + 1)
+    if not unpacker.eof or unpacker.unused_data or len(found) > most or (len(found) < most and not interlaced):
+        raise UnreadableError("a broken PNG")
 
 
 def _is_of_the_writer(kind: bytes, data: bytes) -> bool:

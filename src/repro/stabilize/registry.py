@@ -7,15 +7,14 @@ import re
 from typing import TYPE_CHECKING
 
 from repro.errors import BadInputError
-from repro.stabilize import archives, tensorflows
+from repro.stabilize import archives
 from repro.stabilize.form import Stabilizer, attempt, digest
 
 if TYPE_CHECKING:
     from repro.record import Canonical
 
 GROUP = "repro.stabilizers"  # of entry points, each a Stabilizer
-LEAVES = (*archives.LEAVES, tensorflows.SAVED_MODEL, tensorflows.FINGERPRINT, tensorflows.EVENTS)
-OURS = (*LEAVES, *archives.ARCHIVES)
+OURS = (*archives.LEAVES, *archives.ARCHIVES)
 PATTERNS = tuple(pattern for each in OURS for pattern in each.patterns)
 
 
@@ -48,9 +47,7 @@ def usable(name: str) -> Stabilizer | None:
 
 def built_in(name: str) -> Stabilizer | None:
     """The one of ours."""
-    if not archives.matches(name, PATTERNS):  # most of many files
-        return None
-    return next((each for each in LEAVES if archives.matches(name, each.patterns)), None) or archives.fitting(name)
+    return archives.fitting(name) if archives.matches(name, PATTERNS) else None  # most of many files match none
 
 
 def applicable(name: str) -> str | None:
@@ -94,7 +91,7 @@ def reason(label: str) -> str:
     Raises:
         BadInputError: an entry point of another package is broken.
     """
-    known = (*others(), *LEAVES, *(each.bound("", None) for each in archives.ARCHIVES))
+    known = (*others(), *archives.LEAVES, *(each.bound("", None) for each in archives.ARCHIVES))
     return next((each.reason for each in known if each.label == label), "")
 
 

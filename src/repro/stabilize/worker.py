@@ -13,6 +13,7 @@ from repro.stabilize import registry
 from repro.stabilize.form import LIMIT, attempt, digest
 
 MEMORY = 8 * LIMIT  # bytes of addresses; a file, what is unpacked from it, and the libraries
+CPU = 600  # seconds for one file, if nobody is left to end it earlier
 NAME_BYTES = 4096
 
 
@@ -24,6 +25,8 @@ def main() -> None:
             message, descriptors, _flags, _address = socket.recv_fds(asked, NAME_BYTES, 1)
             if not message:
                 return
+            used = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
+            resource.setrlimit(resource.RLIMIT_CPU, (int(used) + CPU, resource.RLIM_INFINITY))
             asked.send(json.dumps(_answer(message.decode("utf-8", "surrogateescape"), descriptors[0])).encode())
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import tempfile
 import time
 from collections.abc import Callable, Collection, Container, Iterator, Mapping
 from datetime import datetime, timezone
@@ -15,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 import msgspec
 
+from repro import scratch
 from repro.errors import ReproError
 from repro.images import ledger
 from repro.project import ignored_folder
@@ -163,16 +163,16 @@ class Publication:
 
     def _describe(self, record: Record) -> None:
         """Tags as far as they are known; parameters and datasets, which never change, once."""
-        verdict = outcome(self.folder)
-        described = f"{record.state} {verdict}".rstrip()
-        if self.state.described == described:
+        known = outcome(self.folder)
+        if (self.state.described, self.state.verdict) == (record.state, known):
             return
-        self.delivery.tags(_notes(view.tags(record) | ({"verdict": verdict} if verdict else {})))
+        self.delivery.tags(_notes(view.tags(record, known)))
         if not self.state.described:
             self._inputs(record, there=())
         if not self.state.compared:
             self._compare(record)
-        self._note(described=described, artifacts=self.state.artifacts and not verdict)
+        late = self.state.verdict != known  # it comes after the end, and so does its file
+        self._note(described=record.state, **({"verdict": known, "artifacts": False, "shipping": True} if late else {}))
         self.save()
 
     def _compare(self, record: Record) -> None:
@@ -312,8 +312,8 @@ class Publication:
             self.repaired += (f"{sent.files:,} artifacts",)
 
     def _ship(self, say: Say, *, fresh: bool) -> Amount:
-        with tempfile.TemporaryDirectory(prefix="repro-") as scratch:
-            shipment = Shipment(self._files(Path(scratch)), say, self._odd, fresh=fresh)
+        with scratch.folder("repro-mlflow-") as folder:
+            shipment = Shipment(self._files(folder), say, self._odd, fresh=fresh)
             assert self.run is not None  # noqa: S101 - `advance` has opened it
             if self._local_target(self.run) is None:
                 self._note(shipping=True)
@@ -328,12 +328,12 @@ class Publication:
                 shipment.link(self._local_target)
         return shipment.sent
 
-    def _files(self, scratch: Path) -> Iterator[Item]:
+    def _files(self, folder: Path) -> Iterator[Item]:
         for number, (path, name) in enumerate(artifacts(self.folder)):
             place, there = self.nested.place(name)
             content = self.nested.content(path, name)
             if content is not None:
-                path = scratch / str(number)  # noqa: PLW2901 - what is sent in its place
+                path = folder / str(number)  # noqa: PLW2901 - what is sent in its place
                 path.write_bytes(content)
             yield Item(path=path, name=there, place=place, edited=content is not None)
 
@@ -351,7 +351,7 @@ class Publication:
         sent.clear()
         self.delivery.begin_repair(run)
         self.nested.begin_repair()
-        self.delivery.tags(_notes(view.tags(record)))
+        self.delivery.tags(_notes(view.tags(record, outcome(self.folder))))
         if datasets := self._inputs(record, there=run.datasets):
             sent["datasets"] = datasets
         for path in journal.sources(self.folder):

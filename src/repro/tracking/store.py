@@ -15,6 +15,7 @@ from importlib import util
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from repro import scratch
 from repro.errors import BadInputError, EnvironmentUnfitError
 from repro.project import cache_folder
 
@@ -144,9 +145,9 @@ def _fill(file: Path) -> None:
         template.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(template.with_suffix(".lock")):
             if _missing(template):
-                with tempfile.TemporaryDirectory(dir=template.parent) as scratch:
-                    _migrate(Path(scratch) / "mlflow.db")
-                    (Path(scratch) / "mlflow.db").replace(template)
+                with scratch.folder(".mlflow-", template.parent) as folder:
+                    _migrate(folder / "mlflow.db")
+                    (folder / "mlflow.db").replace(template)
     except OSError:  # an unwritable cache costs time, nothing else
         _migrate(file)
     else:
