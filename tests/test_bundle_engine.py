@@ -93,7 +93,7 @@ def elsewhere(folder: Path, *arguments: str, **environment: str) -> subprocess.C
     """The command line in another folder, with another cache."""
     folder.mkdir(exist_ok=True)
     return subprocess.run(
-        [sys.executable, "-c", "from repro.cli import entry; entry()", *arguments],
+        [sys.executable, "-c", "from repro.__main__ import entry; entry()", *arguments],
         cwd=folder,
         env={**os.environ, "REPRO_CACHE": str(folder.parent / "other-cache"), **environment},
         capture_output=True,
@@ -152,7 +152,7 @@ def test_an_import_that_was_killed_can_be_repeated(bundle: Path, tmp_path: Path,
     there = tmp_path / "there"
     there.mkdir()
     environment = {**os.environ, "REPRO_CACHE": str(tmp_path / "other-cache"), "DOCKER_HOST": node.url}
-    command = [sys.executable, "-c", "from repro.cli import entry; entry()", "import", str(bundle)]
+    command = [sys.executable, "-c", "from repro.__main__ import entry; entry()", "import", str(bundle)]
     process = subprocess.Popen(command, cwd=there, env=environment, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while not list(there.glob("runs/.importing-*/run/archive")) and time.monotonic() < deadline:
