@@ -228,7 +228,7 @@ def test_an_attempt_that_is_ended_in_the_middle_leaves_a_record(
     script(lab, "toy.sh", 'test -n "$SLOW" || true; echo begun; sleep 3; echo 42 > $REPRO_OUTPUTS/x')
     first, folder = run(repro, lab)
     process = subprocess.Popen(
-        [sys.executable, "-c", "from repro.cli import entry; entry()", "reproduce", first.planned.run],
+        [sys.executable, "-m", "repro", "reproduce", first.planned.run],
         cwd=lab.root,
         env=dict(os.environ),
         stdout=subprocess.DEVNULL,
