@@ -3,6 +3,12 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/steps.sh
+. scripts/apt.sh
+
+if can_install && ! command -v ssh-keygen >/dev/null; then # its keys sign in the tests
+    apt_update >/dev/null
+    apt_install openssh-client >/dev/null
+fi
 
 step 1/3 Python scripts/setup.sh
 step 2/3 engine scripts/engine-up.sh

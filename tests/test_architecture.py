@@ -14,7 +14,8 @@ SOURCE = Path(__file__).parents[1] / "src" / "repro"
 # A room is a folder of the library; "" is its top. A module imports only from the rooms above its own, and from what
 # stands left of it: so arrows between rooms point one way, too.
 ROOMS = (
-    ("", "start errors experiment tolerant project guard scratch record identity printable verdict"),
+    ("", "start errors experiment tolerant project guard scratch record identity results printable verdict"),
+    ("stabilize", "form wire texts arrays hdf5 pictures pages tensorflows archives registry worker apart pairing"),
     ("", "manifest report config display download data"),
     ("secrets", "masking secretsources secretsfolder"),
     ("code", "repository lfs checkout suspects source"),
@@ -23,22 +24,28 @@ ROOMS = (
     ("recipe", "base pylock spec assembly inputs explain floating"),
     ("", "image lockfile"),
     ("images", "causes sameness oci distribution resolve inventory sbom ledger predecessor making verification"),
-    ("running", "ownership nvidia machine determinism plan lease ending terminal pump resources quota keeping sweep"),
+    ("tracking", "story journal"),
+    ("running", "ownership nvidia machine determinism plan lease ending terminal pump resources quota harvest"),
+    ("running", "stopping keeping sweep"),
     ("", "runner"),
-    ("tracking", "story journal store view tracking client sdkclient restclient delivery nested upload faults"),
+    ("tracking", "store view tracking client sdkclient restclient delivery nested upload faults"),
     ("tracking", "publication publisher lookup"),
-    ("compare", "sides tolerance leaves intervals points filing metrics comparing"),
+    ("attest", "envelope statement keys agent signing policy"),
+    ("sharing", "remote snapshots parcel images pushing pulling"),
+    ("compare", "sides tolerance leaves intervals points filing metrics trace comparing"),
+    ("compare", "coding layers deep explanation differences wording plots pages"),
     ("", "keeper"),
     ("cleaning", "pins housekeeping leftovers reaping pruning"),
     ("", "execution"),
     ("restoring", "frozen codes held datasets ingredients ceiling replan materials again auditing repeating"),
-    ("verbs", "findings enginecheck doctor ui imaging locking life reproducing"),
+    ("verbs", "findings enginecheck doctor ui imaging locking life comparing attesting sharing reproducing"),
     ("", "run cli __main__"),
 )
 LAYERS = [f"{room}.{module}".lstrip(".") for room, modules in ROOMS for module in modules.split()]
 
 # A foreign library is imported by its door alone; everybody else speaks our values.
 DOORS = {
+    "cryptography": {"attest.keys"},
     "docker": {"engines.engine", "engines.endpoint", "build.builder", "engines.probe", "engines.registry"},
     "git": {"code.source", "code.repository", "code.checkout"},
     "hydra": {"config"},
@@ -48,12 +55,16 @@ DOORS = {
     "mlflow": {"tracking.store", "tracking.sdkclient", "tracking.publisher", "verbs.ui"},
     "pathspec": {"manifest"},
     "scipy": {"compare.intervals"},
+    "matplotlib": {"compare.plots"},
     "pynvml": {"running.nvidia"},
     "rfc8785": {"identity"},
+    "h5py": {"stabilize.hdf5"},
+    "numpy": {"stabilize.arrays", "stabilize.hdf5", "compare.leaves"},
+    "PIL": {"stabilize.pictures"},
 }
 
 LAZY = {"cyclonedx", "docker", "git", "hydra", "omegaconf", "mlflow", "rich", "pooch", "requests", "urllib3"}  # slow
-LAZY |= {"pathspec", "pynvml"}
+LAZY |= {"cryptography", "pathspec", "pynvml", "h5py", "numpy", "PIL", "scipy", "matplotlib"}
 
 MODULE_LINES = 450
 FUNCTION_LINES = 60  # without the docstring

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from repro.compare.tolerance import Margin, Tolerance
 from repro.manifest import Listing
 from repro.record import End
 from repro.verdict import Compared, Level
-from tests.runs_to_compare import canonical, made, output, series
+from tests.runs_to_compare import canonical, made, output, series, sha256
 
 FILES = {"weights.npz": b"weights", "report.txt": b"report"}
 METRICS = {"loss": [0.5, 0.25], "accuracy": [0.5, 0.75]}
@@ -52,6 +53,21 @@ def test_another_stabilizer_or_digest_is_another_file(tmp_path: Path, after: obj
     one = made(tmp_path / "a", outputs=[output("a.zip", b"one", canonical=canonical(b"same"))])
     other = made(tmp_path / "b", outputs=[output("a.zip", b"two", canonical=after)])
     assert compare(one, other).level is Level.DIFFERENT
+
+
+def zipped(year: int, content: bytes) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr(zipfile.ZipInfo("a", (year, 1, 1, 0, 0, 0)), content)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("after", "level"), [(zipped(2001, b"x"), Level.STABILIZED), (zipped(2001, b"y"), Level.DIFFERENT)]
+)
+def test_files_are_stabilized_anew_where_the_records_do_not_tell(tmp_path: Path, after: bytes, level: Level) -> None:
+    one, other = made(tmp_path / "a", {"a.zip": zipped(2000, b"x")}), made(tmp_path / "b", {"a.zip": after})
+    assert compare(one, other).level is level
 
 
 @pytest.mark.parametrize(
@@ -137,6 +153,20 @@ def test_a_tolerance_needs_the_journal_that_was_recorded(tmp_path: Path) -> None
     assert compare(one, other, Tolerance(metrics={"loss": Margin(abs=0.1)})).level is Level.DIFFERENT
 
 
+def test_other_steps_are_another_curve_whatever_the_tolerance(tmp_path: Path) -> None:
+    one = made(tmp_path / "a", {}, {"loss": [0.5, 0.25]})
+    lines = f"0 {(0.5).hex()}\n2 {(0.25).hex()}\n"
+    told = msgspec.structs.replace(series("loss", [0.5, 0.25]), sha256=sha256(lines.encode()))
+    other = made(tmp_path / "b", {}, {"loss": [0.5, 0.25]}, measured=[told])
+    journal = other.folder.journal / "events-1.jsonl"
+    journal.write_text(journal.read_text().replace('"s": 1', '"s": 2'))
+    found = compare(one, other, Tolerance(metrics={"loss": Margin(abs=1)})).compared[-1]
+    assert (found.level, found.remark) == (Level.DIFFERENT, "other steps")
+
+
+CLASSES = 2**60  # that a float cannot tell from the next integer
+
+
 # repeats ---------------------------------------------------------------------------------------------------------
 
 
@@ -149,7 +179,7 @@ def repeated(tmp_path: Path) -> list[Side]:
             {
                 "weights.npz": bytes([number]),
                 "fixed.txt": b"the same",
-                "r.json": json.dumps({"accuracy": value, "classes": 10}).encode(),
+                "r.json": json.dumps({"accuracy": value, "classes": CLASSES}).encode(),
             },
             {"accuracy": [value]},
         )
@@ -157,7 +187,7 @@ def repeated(tmp_path: Path) -> list[Side]:
     ]
 
 
-def rerun(folder: Path, accuracy: float, fixed: bytes = b"the same", classes: int = 10) -> Side:
+def rerun(folder: Path, accuracy: float, fixed: bytes = b"the same", classes: int = CLASSES) -> Side:
     report = json.dumps({"accuracy": accuracy, "classes": classes}).encode()
     return made(folder, {"weights.npz": b"x", "fixed.txt": fixed, "r.json": report}, {"accuracy": [accuracy]})
 
@@ -174,7 +204,7 @@ def test_inside_the_interval_of_the_originals_repeats_is_level_2(tmp_path: Path,
     [
         lambda folder: rerun(folder, 0.98),
         lambda folder: rerun(folder, 0.9725, fixed=b"changed"),
-        lambda folder: rerun(folder, 0.9725, classes=11),
+        lambda folder: rerun(folder, 0.9725, classes=CLASSES + 1),
     ],
     ids=["outside the interval", "a file that never varied", "a number that never varied"],
 )
@@ -244,6 +274,15 @@ def test_outputs_that_nobody_could_read_are_not_the_same(tmp_path: Path) -> None
     assert compare(other, other).level is Level.DIFFERENT
 
 
+def test_a_record_that_names_files_elsewhere_and_no_numbers_is_compared_with_care(tmp_path: Path) -> None:
+    (tmp_path / "secret.json").write_text("[1.0]")
+    one = made(tmp_path / "a", outputs=[output("../../secret.json", b"[1.0]")], measured=[series("x", [1.0])])
+    odd = msgspec.structs.replace(series("x", [2.0]), last="no number")
+    other = made(tmp_path / "b", outputs=[output("../../secret.json", b"[1]")], measured=[odd])
+    found = compare(one, other, Tolerance(files={"*": Margin(rel=0.5)}, metrics={"x": Margin(abs=9, last=True)}))
+    assert [each.level for each in found.compared] == [Level.BYTES, Level.DIFFERENT, Level.DIFFERENT]
+
+
 def test_by_products_are_shown_and_not_counted(tmp_path: Path) -> None:
     same = output("a", b"a")
     one = made(
@@ -271,7 +310,7 @@ def test_event_files_are_paired_by_their_time(tmp_path: Path) -> None:
     after = [output(f"tb/events.out.tfevents.{time}.other.{pid}.0.v2", b"x") for time, pid in ((90, 1), (80, 2))]
     found = [(was and was.path, now and now.path) for was, now in pairs(before, after)]
     assert found == [(before[0].path, after[1].path), (before[1].path, after[0].path)]
-    assert [now for _, now in pairs(before, after[:1])] == [None, None, after[0]]
+    assert [now for _, now in pairs(before, after[:1])] == [after[0], None]
 
 
 def test_the_metrics_of_an_older_record_are_read_from_the_journal(tmp_path: Path) -> None:

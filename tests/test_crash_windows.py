@@ -17,7 +17,7 @@ from repro.engines.engine import connect
 from repro.errors import ExitCode
 from repro.project import Project, user_name
 from repro.record import RunFolder
-from repro.running import keeping
+from repro.running import stopping
 from repro.verbs import life
 from tests.conftest import script
 from tests.second_engine import second_engine
@@ -119,7 +119,7 @@ def test_a_stop_that_comes_after_the_end_has_not_stopped_anything(lab: Project, 
     wait_for(lambda: engine.exit(name) is not None)
     started = folder.read().started
     assert started is not None
-    keeping.stop(folder, started, "`repro stop`", 1.0)
+    stopping.stop(folder, started, "`repro stop`", 1.0)
     repro("wait", folder.path.name)
     record = folder.read()
     assert record.ended is not None

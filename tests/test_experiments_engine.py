@@ -157,8 +157,12 @@ def test_mnist_learns_and_is_bit_identical_when_it_is_run_again(clone: Path) -> 
     assert {"weights.npz", "learning_curves.png", "confusion_matrix.png", "report.html", "results.json"} <= set(hashes)
     assert any(name.startswith("model") for name in hashes)
     assert hashes == again
+    assert first.planned.run_key == second.planned.run_key != ""
+    assert (first.ended.metrics, first.ended.trace) == (second.ended.metrics, second.ended.trace)
+    assert [each.at for each in first.ended.trace] == ["init", "batch 1", "epoch 1", "epoch 2", "epoch 3"]
     results = json.loads((folder.outputs / "results.json").read_text())
     assert results["test_accuracy"] > 0.94
+    assert first.ended.trace[-1].digests == {"weights": results["weights_sha256"]}
     run = mlflow_run(Project(clone), first)
     assert run.data.metrics["test_accuracy"] == results["test_accuracy"]
     assert len(run.inputs.dataset_inputs) == 1

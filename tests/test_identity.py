@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shutil
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -14,7 +16,7 @@ import rfc8785
 from hypothesis import given
 from hypothesis import strategies as st
 
-from repro import identity
+from repro import identity, report, results
 from repro.experiment import Experiment, Outputs, Resources, RunSecret
 from repro.record import (
     Canonical,
@@ -29,9 +31,11 @@ from repro.record import (
     Peaks,
     Planned,
     Record,
+    RunFolder,
     Series,
     Started,
 )
+from repro.tracking import view
 from tests.test_plan import decided
 
 NOW = datetime(2026, 11, 24, tzinfo=timezone.utc)
@@ -242,6 +246,21 @@ def test_a_member_that_a_later_version_adds_does_not_rename_old_records() -> Non
     """It has a default, which old records are read with."""
     assert identity.canonical(FILES[0]) == b'{"path":"a","sha256":"%s","size":1}' % (b"1" * 64)
     assert identity.canonical(FileUsed(path="a", size=1, sha256="1" * 64)) == identity.canonical(FILES[0])
+
+
+def test_a_record_from_before_there_were_names_is_read_and_will_always_have_the_same_one(tmp_path: Path) -> None:
+    """The file was written by a version that knew nothing of results, metrics, traces and processors."""
+    old = Path(__file__).parent / "records" / "before-identities.json"
+    folder = RunFolder(tmp_path)
+    shutil.copy(old, folder.record)
+    record = folder.read()
+    assert record.ended is not None
+    assert (record.planned.run_key, record.ended.result, record.planned.host.cpu) == ("", "", "")
+    assert identity.record_digest(record) == "879027c5d1166ffc225db60dbbfd733a8f102138a4160153d7bc82480563a579"
+    assert identity.run_key(record.planned)  # it can be computed all the same
+    assert (results.of([folder, folder]), "run key" in report.identities(record, {})) == ({}, False)
+    assert "record" in view.tags(record)
+    assert "result" not in view.tags(record)
 
 
 JSON = st.recursive(

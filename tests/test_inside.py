@@ -377,6 +377,146 @@ def test_the_keras_callback_logs_each_epoch_from_one(run: Run) -> None:
     assert run.points() == [("loss", 0.5, 1), ("val_loss", 0.6, 1), ("loss", 0.25, 2)]
 
 
+# fingerprints ----------------------------------------------------------------------------------------------------
+
+
+def trace(run: Run, code: str, options: str = "-P") -> list[tuple[str, dict[str, str], dict[str, str]]]:
+    """What the host reads of an experiment's fingerprints."""
+    assert run.printed("import numpy\n" + textwrap.dedent(code), options) == ""
+    read = [journal.read(path, Position(), run="r", started=0)[0] for path in journal.files(run.journal)]
+    assert sum(each.unread for each in read) == 0
+    found = [moment.fingerprint for each in read for moment in each.trace]
+    return [(each.at, each.digests, each.values) for each in found]
+
+
+def test_a_fingerprint_of_weights_is_the_digest_that_they_are_saved_with(run: Run) -> None:
+    digest = save(run, "print(repro_run.save_weights(weights))")
+    ((at, digests, values),) = trace(run, SAVE + 'repro_run.fingerprint("init", model=weights, values={"loss": 0.1})')
+    assert (at, digests, values) == ("init", {"weights": digest}, {"loss": "0x1.999999999999ap-4"})
+
+
+def test_arrays_in_any_nesting_and_tensors_of_any_kind_have_a_fingerprint(run: Run) -> None:
+    code = """
+        class Torch:
+            def __init__(self, array): self.array = array
+            def detach(self): return self
+            def cpu(self): return self
+            def numpy(self): return self.array
+            def numel(self): return self.array.size
+            def element_size(self): return self.array.itemsize
+        x, y = numpy.arange(6.0).reshape(2, 3), [1, 2]
+        for each in ((x, y), (x.copy(order="F"), [1, 2]), (x + 1e-12, y), (x, [2, 1]), {"x": x}, Torch(x), x, None):
+            repro_run.fingerprint("batch", it=each)
+    """
+    digests = [found["it"] for _, found, _ in trace(run, code.replace(", None)", ")"))]
+    assert digests[0] == digests[1]
+    assert digests[-1] == digests[-2]
+    assert len(set(digests)) == 5
+
+
+def test_of_large_arrays_a_sample_is_read_with_both_ends(run: Run) -> None:
+    code = """
+        import repro_fingerprint
+        repro_fingerprint.WHOLE = 1 << 16
+        big = {name: numpy.zeros(1 << 18, "u1") for name in ("a", "b")}
+        for name, at in (("a", None), ("a", 0), ("b", -1), ("a", 5000), ("b", 1 << 17)):
+            changed = {key: array.copy() for key, array in big.items()}
+            if at is not None: changed[name][at] = 1
+            repro_run.fingerprint("x", model=changed)
+    """
+    plain, first, last, skipped, _middle = [found["weights"] for _, found, _ in trace(run, code)]
+    assert len({plain, first, last}) == 3
+    assert skipped == plain  # documented: it is a sample
+
+
+def test_a_fingerprint_that_cannot_be_taken_is_said_once_and_breaks_nothing(run: Run) -> None:
+    answer = run.python(
+        "import numpy\n"
+        "for _ in range(3): repro_run.fingerprint('x', it=numpy.array([object()]))\n"
+        "repro_run.fingerprint('x', values={'loss': 'low'}); print('done')",
+        "-P",
+    )
+    assert (answer.returncode, answer.stdout) == (0, "done\n")
+    assert [line.partition(": ")[2].partition(":")[0] for line in answer.stderr.splitlines()] == [
+        "fingerprint('x')"
+    ] * 2
+    del run.environment["REPRO_JOURNAL"]
+    assert run.printed("repro_run.fingerprint('x', it=object())") == ""  # outside of a run, nothing happens
+
+
+def test_of_batches_the_first_of_each_pass_is_fingerprinted_and_they_stay_what_they_are(run: Run) -> None:
+    code = """
+        class Loader:
+            dataset = "mine"
+            def __len__(self): return 2
+            def __iter__(self): return iter([numpy.zeros(2), numpy.ones(2)])
+        loader = repro_run.batches(Loader(), "train")
+        assert (len(loader), loader.dataset, bool(loader)) == (2, "mine", True)
+        for _ in range(2): assert [batch.sum() for batch in loader] == [0, 2]
+        stream = repro_run.batches(n * numpy.ones(2) for n in range(3))
+        assert next(stream).sum() == 0 and [batch.sum() for batch in stream] == [2, 4]
+        assert list(repro_run.batches([])) == []
+    """
+    found = trace(run, code)
+    assert [at for at, _, _ in found] == ["train pass 1 batch 1", "train pass 2 batch 1", "pass 1 batch 1"]
+    assert len({digests["batch"] for _, digests, _ in found}) == 1
+
+
+KERAS = """
+class Weight:
+    path = "hidden/kernel"
+    def __init__(self): self.value = 0.0
+    def numpy(self): return numpy.full(2, self.value)
+class Model:
+    def __init__(self): self.weights = [Weight()]
+    def train_function(self, iterator):
+        self.weights[0].value += 1
+        return {"loss": numpy.float32(0.5), "note": "none"}
+def fit(model, callback, batches=2, epochs=2):
+    callback.model = model
+    callback.on_train_begin()
+    for epoch in range(epochs):
+        for _ in range(batches): model.train_function(None)
+        callback.on_epoch_end(epoch, {"loss": 0.25})
+    callback.on_train_end()
+"""
+
+
+def test_the_keras_callback_fingerprints_the_beginning_the_first_batch_and_each_epoch(run: Run) -> None:
+    (run.library / "keras").mkdir()
+    (run.library / "keras" / "__init__.py").touch()
+    (run.library / "keras" / "callbacks.py").write_text("class Callback: pass\n")
+    found = trace(run, KERAS + "fit(Model(), repro_run.KerasCallback())")
+    assert [(at, values) for at, _, values in found] == [
+        ("init", {}),
+        ("batch 1", {"loss": (0.5).hex()}),
+        ("epoch 1", {"loss": (0.25).hex()}),
+        ("epoch 2", {"loss": (0.25).hex()}),
+    ]
+    assert len({digests["weights"] for _, digests, _ in found}) == 4
+
+
+def test_after_the_first_batch_or_without_one_keras_is_as_it_was(run: Run) -> None:
+    (run.library / "keras").mkdir()
+    (run.library / "keras" / "__init__.py").touch()
+    (run.library / "keras" / "callbacks.py").write_text("class Callback: pass\n")
+    trace(
+        run,
+        KERAS
+        + """
+for batches in (0, 1):
+    model = Model()
+    fit(model, repro_run.KerasCallback(), batches)
+    assert model.train_function == Model.train_function.__get__(model)
+class Breaks(Model):
+    def train_function(self, iterator): raise KeyError("theirs")
+model = Breaks()
+try: fit(model, repro_run.KerasCallback())
+except KeyError: assert model.train_function == Breaks.train_function.__get__(model)
+""",
+    )
+
+
 NO_NUMBERS = ("", "low", "1-2", ".", "-", "1e", "1.2.3", "1e5e5", "0x1", "1 2", "$(id)", "1\n2")
 
 # repro-log -------------------------------------------------------------------------------------------------------

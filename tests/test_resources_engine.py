@@ -18,7 +18,6 @@ from repro.record import Record, RunFolder
 from tests.conftest import script
 from tests.second_engine import second_engine
 from tests.test_ends_engine import planned
-from tests.test_resources import nvml  # noqa: F401
 from tests.test_run_engine import begun, latest, start, wait_for
 
 pytestmark = pytest.mark.engine
@@ -104,7 +103,7 @@ def test_an_engine_that_restarts_or_holds_its_breath_costs_a_few_samples(lab: Pr
 def test_gpus_are_seen_from_the_driver_to_the_summary(
     lab: Project,
     repro: Repro,
-    nvml: Path,  # noqa: F811
+    nvml: Path,
 ) -> None:
     script(lab, "toy.sh", "sleep 1.5")
     plan, _engine = planned(lab)

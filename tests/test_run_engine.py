@@ -431,6 +431,33 @@ def test_runs_show_and_logs_read_what_is_recorded(lab: Project, repro: Repro) ->
     assert (unknown.returncode, "`repro runs` lists them" in unknown.stderr) == (2, True)
 
 
+def test_one_run_key_with_two_results_is_proven_non_determinism(lab: Project, repro: Repro) -> None:
+    for _ in range(2):
+        assert repro("run", "experiment=toy", "tracking.enabled=false").returncode == 0
+    first, second = (folder.read() for folder in folders(lab.runs))
+    assert first.ended is not None
+    assert second.ended is not None
+    assert (first.planned.run_key, first.ended.result) == (second.planned.run_key, second.ended.result)
+    assert [(series.name, series.count, series.last) for series in first.ended.metrics] == [("loss", 2, (0.25).hex())]
+    assert first.planned.host.cpu_flags  # the engine of these tests is on this machine
+    assert " !" not in repro("runs").stdout
+    script(lab, "toy.sh", "repro-log step=1 loss=0.$(date +%N); date +%N > $REPRO_OUTPUTS/time")
+    for _ in range(2):
+        assert repro("run", "experiment=toy", "tracking.enabled=false").returncode == 0
+    listed = repro("runs")
+    assert listed.stdout.count(" !") == 2
+    assert "! toy: 2 results in 2 runs of one run key: proven non-determinism" in listed.stderr
+    rows = json.loads(repro("runs", "--json").stdout)
+    assert [row["same_run_key"]["proven"] for row in rows] == [True, True, False, False]
+    assert "proven non-determinism" in repro("show").stdout
+    what = ["outputs.by_products=[time]", "outputs.by_product_metrics=[loss]"]
+    for _ in range(2):
+        assert repro("run", "experiment=toy", "tracking.enabled=false", *what).returncode == 0
+    ended = latest(lab)[0].ended
+    assert ended is not None
+    assert [series.role for series in ended.metrics] == ["by-product"]
+
+
 def test_a_repository_from_nothing_runs_with_the_library_installed(tmp_path: Path, debian_base: str) -> None:
     wheels, site, here = tmp_path / "wheels", tmp_path / "site", tmp_path / "with space"
     root = Path(__file__).parents[1]

@@ -399,6 +399,20 @@ def test_a_finished_run_is_all_there(project: Project, follower: Follower) -> No
 
 
 @tracked
+def test_how_a_repetition_compared_comes_late_and_is_brought_there(project: Project, follower: Follower) -> None:
+    run = Run(project)
+    run.end()
+    assert sync(follower, run).ok
+    assert ("verdict" in the(run).data.tags, tracking.complete(run.folder)) == (False, True)
+    run.folder.verification.write_text('{"schema": 9, "run": "another", "verdict": {"level": 5}}\n')  # of any version
+    assert not tracking.complete(run.folder)
+    assert "still on its way" in tracking.status(run.folder)
+    assert sync(follower, run).ok
+    assert (the(run).data.tags["verdict"], tracking.complete(run.folder)) == ("E5", True)
+    assert artifacts(run)["verification.json"] == run.folder.verification.read_bytes()
+
+
+@tracked
 @pytest.mark.parametrize(
     ("end", "status"),
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from repro import identity
 from repro.project import Project
 from repro.record import Code, End
 from repro.tracking import view
@@ -78,6 +79,16 @@ def test_the_end_is_told_by_tags_and_by_the_first_line(begun) -> None:
     assert "exit_code" not in view.tags(ended(begun, End.LOST, None, "gone"))
 
 
+def test_a_run_has_the_names_of_its_record_of_what_went_in_and_of_what_came_out(begun) -> None:
+    names = ("run_key", "record", "result", "reproduces", "repeats", "verdict")
+    assert not set(names) & set(view.tags(begun))  # of an earlier version
+    planned = msgspec.structs.replace(begun.planned, run_key="k" * 64, reproduces="a", repeats="b")
+    over = ended(msgspec.structs.replace(begun, planned=planned), End.FINISHED, 0, "exit code 0")
+    over = msgspec.structs.replace(over, ended=msgspec.structs.replace(over.ended, result="r" * 64))
+    tags = view.tags(over, "E5")
+    assert [tags[name] for name in names] == ["k" * 64, identity.record_digest(over), "r" * 64, "a", "b", "E5"]
+
+
 @pytest.mark.parametrize(
     ("remote", "link"),
     [
@@ -147,7 +158,18 @@ def test_long_names_are_cut_and_keep_apart() -> None:
 
 @pytest.mark.parametrize(
     "tag",
-    ["run", "ended", "drift", "image_content", "mlflow.source.name", "mlflow.docker.image.id", "mlflow.parentRunId"],
+    [
+        "run",
+        "run_key",
+        "result",
+        "verdict",
+        "ended",
+        "drift",
+        "image_content",
+        "mlflow.source.name",
+        "mlflow.docker.image.id",
+        "mlflow.parentRunId",
+    ],
 )
 def test_an_experiment_cannot_pretend_to_be_another_run(tag: str) -> None:
     assert not view.settable(tag)

@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
-from repro import __version__, report
+from repro import __version__, report, results
 from repro.display import Display, guarded
 from repro.errors import BadInputError, ExitCode
 from repro.project import Project
 from repro.record import folders
 from repro.tracking.lookup import find
-from repro.verbs import imaging, life, locking, reproducing
+from repro.verbs import attesting, comparing, imaging, life, locking, reproducing, sharing
 
 
 def _run(arguments: Sequence[str]) -> int:
@@ -69,6 +69,9 @@ def parser() -> argparse.ArgumentParser:
     command = add(show, "show", "one run: what it was, what came out", json=True)
     command.add_argument("run", nargs="?", default="latest", help="run id, MLflow run id, a unique prefix, or latest")
     life.register(add)
+    comparing.register(add)
+    sharing.register(add)
+    attesting.register(add)
     command = add(sync, "sync", "bring MLflow up to date with the run folders", json=True)
     command.add_argument("run", nargs="?", help="as for show; without it, every run that is not in MLflow yet")
     command.add_argument(
@@ -112,8 +115,9 @@ def runs(args: argparse.Namespace, display: Display) -> int:
             records.append(folder.read())
         except BadInputError as error:  # of another version, or damaged: no reason not to list the others
             display.notice(" ".join([error.what, *error.evidence]))
+    known = results.of(everything)
     if args.json:
-        print(report.as_json(records))
+        print(report.as_json([report.with_results(record, known) for record in records]))
         return ExitCode.OK
     now = datetime.now(timezone.utc)
     cells = [
@@ -122,12 +126,15 @@ def runs(args: argparse.Namespace, display: Display) -> int:
             record.state,
             f"{report.duration(record):.1f} s",
             report.age(record.planned.created, now),
+            report.result(record, known),
             record.planned.image.tag,
             record.planned.code.commit[:8] + ("+" if record.planned.code.dirty else ""),
         )
         for record in records
     ]
-    print(report.table(("RUN", "STATE", "TOOK", "AGE", "IMAGE", "COMMIT"), cells) if cells else "no runs yet")
+    print(report.table(("RUN", "STATE", "TOOK", "AGE", "RESULT", "IMAGE", "COMMIT"), cells) if cells else "no runs yet")
+    for remark in report.non_determinism(records, known):
+        display.line(remark)
     if older := len(everything) - len(shown):
         display.line(f"{report.many(older, 'older run')}: `repro runs --all`")
     return ExitCode.OK
@@ -138,13 +145,16 @@ def show(args: argparse.Namespace, _display: Display) -> int:
     from repro.images import inventory
     from repro.tracking import journal, tracking
 
-    record, folder = find(Project.find(Path.cwd()), args.run)
+    project = Project.find(Path.cwd())
+    record, folder = find(project, args.run)
     if args.json:
         print(report.as_json(record))
     else:
+        known = results.of(folders(project.runs))
         inside = inventory.read(folder.packages)
         packages = f"{inside.summary}; {folder.packages}" if inside else ""
         print(report.summary(record, folder, journal.latest(folder), tracking.status(folder), packages))
+        print(report.identities(record, known))
     return ExitCode.OK
 
 

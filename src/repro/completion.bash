@@ -6,13 +6,13 @@ _repro()
     word=${word##* }
     if [ "$COMP_CWORD" = 1 ]; then
         found="run rebuild export-image import-image images pin prune shell runs show lock sync ui doctor init"
-        found+=" logs attach wait stop rm reap"
+        found+=" logs attach wait stop rm reap diff reproduce verify attest push pull"
     else
         case ${COMP_WORDS[1]} in
         run | rebuild | lock | shell | export-image)
             found=$(COMP_LINE="repro ${line#* "${COMP_WORDS[1]}" }" COMP_POINT=0 "${COMP_WORDS[0]}" run -sc query=bash 2>/dev/null)
             ;;
-        show | logs | attach | wait | stop | rm | sync | ui)
+        show | logs | attach | wait | stop | rm | sync | ui | diff | reproduce | verify | attest | push)
             found="latest $("${COMP_WORDS[0]}" runs 2>/dev/null | sed -n '2,$ s/ .*//p')"
             ;;
         esac

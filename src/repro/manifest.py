@@ -10,10 +10,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+import msgspec
+
 from repro import printable, tolerant
 from repro.errors import BadInputError
 from repro.experiment import Outputs, Value
 from repro.record import OutputFile, Planned, shown
+from repro.stabilize.apart import Apart
 
 BLOCK = 1 << 20  # bytes
 HOLES = 16 << 30  # bytes of nothing in a file, as a program can make them without end; reading them takes real time
@@ -27,15 +30,17 @@ class Listing(Value, frozen=True, kw_only=True):
     files: tuple[OutputFile, ...] = ()
     unread: tuple[str, ...] = ()  # paths of what cannot be read, is nothing but holes, or lies too deep
     ignored: int = 0  # files that the patterns keep out
+    trouble: str = ""  # with canonical digests, in one line
 
     @property
     def remark(self) -> str:
-        """What to say of the files that are not listed; "" when all are."""
+        """What to say of the files that are not listed, or not as they should; "" when all is well."""
         if not self.unread:
-            return ""
+            return self.trouble
         first = printable.line(self.unread[0])[:200]
         why = "they cannot be read, are nothing but holes, or lie too deep"
-        return f"{len(self.unread)} of its outputs are not listed ({why}), as {first}"
+        unlisted = f"{len(self.unread)} of its outputs are not listed ({why}), as {first}"
+        return "; ".join(filter(None, (unlisted, self.trouble)))
 
 
 def wanted(planned: Planned) -> Outputs:
@@ -43,26 +48,50 @@ def wanted(planned: Planned) -> Outputs:
     return tolerant.read(planned.config.get("outputs") or {}, Outputs)[0]
 
 
-def of(folder: Path, ignore: Sequence[str] = (), say: Callable[[str], None] = lambda _line: None) -> Listing:
-    """Every regular file below `folder` that no pattern of `ignore` fits; `say` is told where a long listing is."""
+def of(
+    folder: Path,
+    ignore: Sequence[str] = (),
+    say: Callable[[str], None] = lambda _line: None,
+    *,
+    by_products: Sequence[str] = (),
+) -> Listing:
+    """Every regular file below `folder` that no pattern of `ignore` fits; `say` is told where a long listing is.
+
+    Patterns of `by_products` fit files that may differ between two runs that are the same.
+    """
     progress = _Progress(say)
     unread: list[str] = []
     files: list[OutputFile] = []
     ignored = 0
-    fits = matcher(ignore)
-    for path, name in sorted(walk(folder, lambda name: unread.append(shown(name)))):
-        if fits(name):
-            ignored += 1
-            continue
-        try:
-            with opened(path) as file:
-                size = os.fstat(file.fileno()).st_size
-                files.append(OutputFile(path=shown(name), size=size, sha256=sha256(file, progress.read)))
-        except OSError:
-            unread.append(shown(name))
-        progress.files += 1
-        progress.read(0)
-    return Listing(files=tuple(files), unread=tuple(sorted(unread)), ignored=ignored)
+    fits, may_differ = matcher(ignore), matcher(by_products, "outputs.by_products")
+    with Apart() as apart:
+        for path, name in sorted(walk(folder, lambda name: unread.append(shown(name)))):
+            if fits(name):
+                ignored += 1
+                continue
+            try:
+                found = listed(path, name, apart, progress.read)
+                files.append(msgspec.structs.replace(found, role="by-product") if may_differ(name) else found)
+            except OSError:
+                unread.append(shown(name))
+            progress.files += 1
+            progress.read(0)
+        trouble = apart.trouble
+    return Listing(files=tuple(files), unread=tuple(sorted(unread)), ignored=ignored, trouble=trouble)
+
+
+def listed(path: Path, name: str, apart: Apart, read: Callable[[int], None] = lambda _count: None) -> OutputFile:
+    """One file: size, sha256, and its canonical digest where a stabilizer can read it.
+
+    Raises:
+        OSError: it cannot be read, or is no regular file any more.
+    """
+    with opened(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        wanted = apart.wants(name, size)  # it gets ready while the file is hashed
+        digest = sha256(file, read)
+        canonical = apart.canonical(name, file, digest) if wanted else None
+    return OutputFile(path=shown(name), size=size, sha256=digest, canonical=canonical)
 
 
 def walk(folder: Path, refused: Callable[[str], None] = lambda _name: None) -> Iterator[tuple[Path, str]]:
@@ -105,7 +134,7 @@ def opened(path: Path) -> IO[bytes]:
     return os.fdopen(descriptor, "rb", buffering=0)
 
 
-def matcher(patterns: Iterable[str]) -> Callable[[str], bool]:
+def matcher(patterns: Iterable[str], key: str = "outputs.ignore") -> Callable[[str], bool]:
     """Whether a name fits patterns as in a .gitignore.
 
     Raises:
@@ -120,7 +149,7 @@ def matcher(patterns: Iterable[str]) -> Callable[[str], bool]:
         found: Any = pathspec.GitIgnoreSpec.from_lines(lines)
     except ValueError as error:
         raise BadInputError(
-            "configuration: outputs.ignore holds what is no pattern of a .gitignore",
+            f"configuration: {key} holds what is no pattern of a .gitignore",
             evidence=[str(error)],
             hints=["as in a .gitignore: '*.tmp', 'checkpoints/', '!checkpoints/last.npz'"],
         ) from error

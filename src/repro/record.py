@@ -246,6 +246,7 @@ class RunFolder:
         self.verification = path / "verification.json"  # of a run that reproduces another: how it went
         self.verifications = path / "verifications"  # of this run, by others: the same files, by the other's id
         self.archive = path / "archive"  # of an imported run: the only copies of what its bundle held
+        self.elsewhere = path / ".elsewhere"  # somebody else made the run, and gave it to us: a mark without content
         self.tracking = path / "tracking.json"  # where MLflow has got to; written by `tracking` alone
         self.ignore = path / ".gitignore"  # of a folder that the user chose, perhaps inside their repository
         self.reserve = path / ".reserve"  # room for the last record on a disk that the run has filled

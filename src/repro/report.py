@@ -11,7 +11,8 @@ from typing import Any
 import msgspec
 
 from repro import printable
-from repro.record import End, Record, RunFolder
+from repro.record import End, Fingerprint, Host, Record, RunFolder
+from repro.results import Results
 
 LAST_LINES = 20
 TAIL = 64 << 10  # bytes
@@ -36,6 +37,67 @@ def summary(record: Record, folder: RunFolder, metrics: Mapping[str, float], mlf
         "mlflow": mlflow,
     }
     return "\n".join([*lines, *(f"  {key:<8} {value}" for key, value in rows.items() if value)])
+
+
+def identities(record: Record, known: Mapping[str, Results]) -> str:
+    """The further lines on one run: what went in and came out, by their names, on which machine, and its trace."""
+    planned, ended = record.planned, record.ended
+    rows: dict[str, str] = {
+        "run key": planned.run_key[:16],
+        "result": "".join(_result(record, known)),
+        "host": _host(planned.host),
+        "trace": _trace(ended.trace) if ended else "",
+        "again": f"of {planned.reproduces}" if planned.reproduces else "",
+        "repeats": planned.repeats or "",
+    }
+    return "\n".join(f"  {key:<8} {value}" for key, value in rows.items() if value)
+
+
+def _host(host: Host) -> str:
+    parts = [host.name, host.cpu, f"{host.cpus} cpus", memory(host.memory), host.kernel and f"Linux {host.kernel}"]
+    parts += [f"{gpu.name} (driver {gpu.driver})" for gpu in host.gpus]
+    return ", ".join(filter(None, parts))
+
+
+def _trace(trace: Sequence[Fingerprint]) -> str:
+    if not trace:
+        return ""
+    first, last = printable.line(trace[0].at), printable.line(trace[-1].at)
+    return f"{many(len(trace), 'fingerprint')}, from {first} to {last}"
+
+
+def result(record: Record, known: Mapping[str, Results]) -> str:
+    """The beginning of a result, and a mark where other runs of its run key had another one."""
+    digest, remark = _result(record, known)
+    return digest[:8] + (known[record.planned.run_key].mark if remark else "")
+
+
+def _result(record: Record, known: Mapping[str, Results]) -> tuple[str, str]:
+    """A result in short, and what other runs of its run key came to."""
+    digest = record.ended.result[:16] if record.ended else ""
+    found = known.get(record.planned.run_key)
+    if not digest or found is None or not record.ended or record.ended.end is not End.FINISHED:
+        return digest, ""
+    if found.results == 1:
+        return digest, f"  (the same in all {found.runs:,} runs of this run key)"
+    return digest, f"  ({_differ(found)})"
+
+
+def _differ(found: Results) -> str:
+    why = "proven non-determinism" if found.proven else "on different machines, or on ones that nothing is known of"
+    return f"{found.results:,} results in {found.runs:,} runs of one run key: {why}"
+
+
+def non_determinism(records: Sequence[Record], known: Mapping[str, Results]) -> list[str]:
+    """What to say below a list of the marks in it."""
+    shown = {record.planned.run_key: record for record in records if result(record, known)[8:]}
+    return [f"{known[key].mark.strip()} {record.planned.name}: {_differ(known[key])}" for key, record in shown.items()]
+
+
+def with_results(record: Record, known: Mapping[str, Results]) -> dict[str, Any]:
+    """A record as JSON, and what the runs of its run key came to; None where it is the only one."""
+    plain: dict[str, Any] = msgspec.to_builtins(record)
+    return {**plain, "same_run_key": known.get(record.planned.run_key)}
 
 
 def _metrics(metrics: Mapping[str, float]) -> str:

@@ -38,7 +38,7 @@ from repro.project import Project, cache_folder, ignored_folder, user_name
 from repro.recipe import floating, inputs
 from repro.recipe.spec import ImageSpec
 from repro.record import DatasetUsed, End, ImageUsed, Record, RunFolder
-from repro.running import keeping, machine, sweep
+from repro.running import machine, stopping, sweep
 from repro.running import plan as planning
 from repro.secrets import secretsfolder, secretsources
 from repro.tracking import journal
@@ -172,7 +172,7 @@ def _told(
     code = life.exit_code(record)
     if code is not ExitCode.OK:
         session.display.line(f"repro: {report.failure(record, folder)}")
-    if record.ended and record.ended.end is End.KILLED and keeping.interrupted(folder):
+    if record.ended and record.ended.end is End.KILLED and stopping.interrupted(folder):
         raise KeyboardInterrupt  # it is meant for the whole multirun
     return code
 

@@ -20,9 +20,10 @@ from repro.errors import BadInputError, EnvironmentUnfitError, ReproError
 from repro.project import Project
 from repro.record import Record, RunFolder, Started
 from repro.running import lease, ownership, terminal
-from repro.running.keeping import CTRL_C, Keeper, ask_to_stop, boot, discard, stop_request
+from repro.running.keeping import Keeper, boot, discard
 from repro.running.lease import Lease
 from repro.running.plan import Plan, gpus_text, start_command
+from repro.running.stopping import CTRL_C, ask_to_stop, stop_request
 from repro.secrets import secretsfolder
 
 CREATE_SECONDS = 3.0  # that an engine takes to make a container for somebody who has stopped listening

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from repro.record import End, Ended, Record, RunFolder
-from repro.running.keeping import stop_request
+from repro.running.stopping import stop_request
 from tests.faults.cases import FAULTS, FULL, HANDS, INTERRUPTED, OWN, STOPPED
 from tests.faults.stage import Stage
 from tests.faults.trial import Trial

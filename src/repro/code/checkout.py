@@ -8,7 +8,7 @@ from typing import IO, cast
 
 from repro import scratch
 from repro.code import lfs
-from repro.code.repository import EPOCH, Repository, git, open_repository, reading
+from repro.code.repository import EPOCH, Repository, git, has, open_repository, reading
 from repro.errors import BadInputError, EnvironmentUnfitError
 from repro.experiment import Value
 from repro.record import shown
@@ -57,7 +57,11 @@ def _open_nested(repository: Repository, path: str, commit: str) -> Repository:
     if repository.bare:
         return repository
     if (repository.top / path / ".git").exists():
-        return open_repository(repository.top / path)
+        inner = open_repository(repository.top / path)
+        if has(inner, commit) or not has(repository, commit):
+            return inner
+    if has(repository, commit):  # it came with a pulled run: all commits of one are in the repository around
+        return repository
     raise BadInputError(
         f"the submodule {shown(path)} is not checked out, and the snapshot needs its commit {commit[:12]}",
         hints=["`git submodule update --init --recursive`"],

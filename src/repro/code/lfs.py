@@ -29,7 +29,12 @@ def read_pointer(path: Path) -> Pointer | None:
     """The pointer in this file, None when it is any other file."""
     if path.is_symlink() or not path.is_file() or path.stat().st_size > _POINTER_SIZE:
         return None
-    match = _POINTER.match(path.read_bytes())
+    return parse(path.read_bytes())
+
+
+def parse(content: bytes) -> Pointer | None:
+    """The pointer that these bytes are, None when they are anything else."""
+    match = _POINTER.match(content) if len(content) <= _POINTER_SIZE else None
     return Pointer(sha256=match[1].decode(), size=int(match[2])) if match else None
 
 

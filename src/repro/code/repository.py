@@ -10,7 +10,7 @@ import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, cast
 
@@ -21,8 +21,9 @@ from repro.record import shown
 EPOCH = 946_684_800  # 2000-01-01 UTC: the date of every snapshot commit
 
 # The user's configuration decides what the content of a file is (line ends, filters), nothing else here.
+_NO_HOOKS = ("-c", f"core.hooksPath={os.devnull}")
 _CONFIG = (
-    *("-c", f"core.hooksPath={os.devnull}", "-c", "core.fsmonitor=false", "-c", "core.splitIndex=false"),
+    *("-c", "core.fsmonitor=false", "-c", "core.splitIndex=false"),
     *("-c", "core.ignoreStat=false", "-c", "core.safecrlf=false", "-c", "core.filesRefLockTimeout=10000"),
     *("-c", "i18n.commitEncoding=UTF-8"),
 )
@@ -53,8 +54,16 @@ class Repository(Value, frozen=True, kw_only=True):
     bare: bool = False  # no working tree: all commits, those of submodules too, are in its objects
 
 
-def _command(where: Path, arguments: Iterable[str]) -> list[str]:
-    return ["git", "-C", str(where), *_CONFIG, *arguments]
+class Talk(Value, frozen=True, kw_only=True):
+    """What came of a git command that spoke with another repository."""
+
+    code: int
+    answer: str
+    said: str  # on stderr, without the progress
+
+
+def _command(where: Path, arguments: Iterable[str], *, hooks: bool = False) -> list[str]:
+    return ["git", "-C", str(where), *(() if hooks else _NO_HOOKS), *_CONFIG, *arguments]
 
 
 def _environment(index: Path | None = None) -> dict[str, str]:
@@ -98,6 +107,47 @@ def reading(where: Path, *arguments: str, stdin: bytes = b"") -> Iterator[IO[byt
         if process.returncode:
             errors.seek(0)
             raise _failure(where, arguments, errors.read())
+
+
+def talk(where: Path, *arguments: str, say: Callable[[str], None], hooks: bool = False) -> Talk:
+    """Let git speak with another repository; `say` hears of its progress. With `hooks`, the user's own are run."""
+    said: list[str] = []
+    with tempfile.TemporaryFile() as answer:
+        try:
+            process = subprocess.Popen(
+                _command(where, arguments, hooks=hooks),
+                stdin=subprocess.DEVNULL,
+                stdout=answer,
+                stderr=subprocess.PIPE,
+                env=_environment(),
+            )
+        except FileNotFoundError:
+            raise _no_git() from None
+        with process:
+            try:
+                for raw in cast(IO[bytes], process.stderr):
+                    *progress, line = os.fsdecode(raw).rstrip("\n").split("\r")
+                    for each in [*progress, line]:
+                        say(each.strip())
+                    said.append(line.strip())
+            except BaseException:
+                process.kill()
+                raise
+        answer.seek(0)
+        return Talk(code=process.returncode, answer=os.fsdecode(answer.read()), said="\n".join(said).strip())
+
+
+def blobs(where: Path, oids: Iterable[str]) -> Iterator[bytes]:
+    """The contents of these objects, which are there, one after the other and by one call of git."""
+    with reading(where, "cat-file", "--batch", "--buffer", stdin="".join(f"{oid}\n" for oid in oids).encode()) as found:
+        while header := found.readline():
+            yield found.read(int(header.split()[2]))
+            found.read(1)
+
+
+def has(repository: Repository, commit: str) -> bool:
+    """Whether a commit is in a repository."""
+    return bool(git(repository.top, "rev-parse", "-q", "--verify", f"{commit}^{{commit}}", fine=(0, 1, 128)))
 
 
 def _no_git() -> EnvironmentUnfitError:

@@ -6,20 +6,20 @@ run that did not finish, a file that could not be listed.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from repro.compare import filing, metrics
+from repro.compare import filing, metrics, trace
 from repro.compare.sides import Side
 from repro.compare.tolerance import Tolerance
 from repro.record import End, OutputFile, Record
+from repro.stabilize import pairing
+from repro.stabilize.apart import Apart
 from repro.verdict import Compared, Level, Verdict
 
 __all__ = ["Side", "compare", "pairs"]
 
-# time, machine and process are in the names of TensorBoard's event files
-EVENTS = re.compile(r"(?P<folder>(?:.*/)?)(?P<begin>[^/]*tfevents)\.\d+\.[^/]*?(?P<end>(?:\.v2|\.profile-empty)?)")
-UNLISTED = "are not listed"  # what the reason of a run's end says of outputs that nobody could read
+# what the reason of a run's end says of outputs that nobody could read, and of metrics that were too many
+UNTOLD = ("are not listed", "not in this record")
 
 
 def compare(before: Side, after: Side, tolerance: Tolerance | None = None, others: Sequence[Side] = ()) -> Verdict:
@@ -27,10 +27,13 @@ def compare(before: Side, after: Side, tolerance: Tolerance | None = None, other
     margins = tolerance or Tolerance()
     repeats = (before, *_repeats(before, after, others))
     measured = list(metrics.compare(before, after, margins, repeats))
-    files = list(_files(before, after, margins, repeats, carried=_carry(measured)))
+    with Apart() as apart:
+        files = list(_files(before, after, margins, repeats, filing.Means(apart=apart, carried=_carry(measured))))
     compared = (_end(before.record, after.record), *_unlisted(before.record, after.record), *measured, *files)
     results = [each.level for each in compared if each.role == "result" and each.kind != "exit"]
     ends = [each.level for each in compared if each.kind == "exit"]
+    traces = (side.record.ended.trace if side.record.ended else () for side in (before, after))
+    parted = trace.first(*traces)
     # with by-products alone there is nothing that could be the same
     return Verdict(
         before=before.record.planned.run,
@@ -38,6 +41,7 @@ def compare(before: Side, after: Side, tolerance: Tolerance | None = None, other
         level=min([*results, *ends]) if results else min(Level.MISSING, *ends),
         compared=compared,
         explanation="" if results else "neither run has a result: no file that is not a by-product, no metric",
+        divergence=str(parted) if parted else "",
     )
 
 
@@ -76,14 +80,20 @@ def _end(before: Record, after: Record) -> Compared:
 
 
 def _unlisted(before: Record, after: Record) -> Iterator[Compared]:
-    """Outputs that nobody could read may be anything."""
+    """Results that nobody could read may be anything."""
     reasons = [
-        record.ended.reason if record.ended and UNLISTED in record.ended.reason else "" for record in (before, after)
+        record.ended.reason if record.ended and any(words in record.ended.reason for words in UNTOLD) else ""
+        for record in (before, after)
     ]
     if any(reasons):
-        remark = "there are outputs that could not be read, so nobody can compare them"
+        remark = "there is more than the record could hold, so nobody can compare it"
         yield Compared(
-            kind="file", name="outputs", level=Level.DIFFERENT, before=reasons[0], after=reasons[1], remark=remark
+            kind="file",
+            name="what is not in the record",
+            level=Level.DIFFERENT,
+            before=reasons[0],
+            after=reasons[1],
+            remark=remark,
         )
 
 
@@ -91,7 +101,7 @@ def _unlisted(before: Record, after: Record) -> Iterator[Compared]:
 
 
 def _files(
-    before: Side, after: Side, margins: Tolerance, repeats: Sequence[Side], *, carried: bool
+    before: Side, after: Side, margins: Tolerance, repeats: Sequence[Side], means: filing.Means
 ) -> Iterator[Compared]:
     listed = [side.record.ended.outputs if side.record.ended else () for side in (before, after)]
     repeated = [_by_name(side) for side in repeats]
@@ -105,7 +115,7 @@ def _files(
             for side, files in zip(repeats, repeated, strict=True)
             if was.path in files
         ]
-        yield filing.compare(pair, margins.file(was.path), same if len(same) == len(repeats) else [], carried=carried)
+        yield filing.compare(pair, margins.file(was.path), same if len(same) == len(repeats) else [], means)
 
 
 def _by_name(side: Side) -> dict[str, OutputFile]:
@@ -116,20 +126,11 @@ def pairs(
     before: Iterable[OutputFile], after: Iterable[OutputFile]
 ) -> Iterator[tuple[OutputFile | None, OutputFile | None]]:
     """The same file on both sides, sorted by name; event files, whose names never come again, by their time."""
-    was, now = ({file.path: file for file in files} for files in (before, after))
-    partners = _partners(was.keys() - now.keys(), now.keys() - was.keys())
-    taken = set(partners.values())
-    for path in sorted({*was, *now} - taken):
-        yield was.get(path), now.get(partners.get(path, path))
+    was, now = (_by_pairing_name(list(files)) for files in (before, after))
+    for name in sorted({*was, *now}):
+        yield was.get(name), now.get(name)
 
 
-def _partners(before: Iterable[str], after: Iterable[str]) -> dict[str, str]:
-    """Event files of the same folder and kind, if there are as many on both sides."""
-    groups: dict[tuple[str, str, str], tuple[list[str], list[str]]] = {}
-    for index, paths in enumerate((before, after)):
-        for path in sorted(paths):
-            if found := EVENTS.fullmatch(path):
-                groups.setdefault((found["folder"], found["begin"], found["end"]), ([], []))[index].append(path)
-    return {
-        one: other for was, now in groups.values() if len(was) == len(now) for one, other in zip(was, now, strict=True)
-    }
+def _by_pairing_name(files: Sequence[OutputFile]) -> dict[str, OutputFile]:
+    names = pairing.pairing_names(file.path for file in files)
+    return {names[file.path]: file for file in files}

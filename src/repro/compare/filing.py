@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 from repro import manifest
 from repro.compare import intervals, leaves
 from repro.compare.tolerance import Margin
 from repro.experiment import Value
-from repro.record import OutputFile
+from repro.record import Canonical, OutputFile
+from repro.stabilize.apart import Apart
 from repro.verdict import Compared, Level
 
 RENAMED = "name"  # the stabilizer of a file whose name alone is another
@@ -72,10 +74,10 @@ def alone(there: OutputFile, before: OutputFile | None, after: OutputFile | None
 
 def content(outputs: Path, file: OutputFile) -> bytes | None:
     """The bytes of a file as it was recorded; None when it is gone, another one by now, or too large to be compared."""
-    if file.size > leaves.LIMIT or "\\" in file.path:
+    if file.size > leaves.LIMIT:
         return None
     try:
-        with manifest.opened(outputs / file.path) as opened:
+        with _opened(outputs, file) as opened:
             found = opened.read(file.size + 1) if file.size < leaves.LIMIT else b""
             while len(found) <= file.size and (more := opened.read(file.size + 1 - len(found))):
                 found += more
@@ -84,18 +86,32 @@ def content(outputs: Path, file: OutputFile) -> bytes | None:
     return found if hashlib.sha256(found).hexdigest() == file.sha256 else None
 
 
-def compare(pair: Pair, margin: Margin | None, repeats: Sequence[Repeat], *, carried: bool) -> Compared:
-    """The highest level that a file reaches.
+@dataclass(frozen=True, kw_only=True)
+class Means:
+    """What helps to compare files. `carried`: there are metrics that are results, and all of them reach level 2.
 
-    `repeats`: of it, in the original and in all its other repeats. `carried`: all metrics that are results reach
-    level 2, and there are some; they speak for weights, which never come again once a bit differs.
+    They speak for weights, which never come again once a bit differs.
     """
+
+    apart: Apart
+    carried: bool
+
+
+def _opened(outputs: Path, file: OutputFile) -> IO[bytes]:
+    """A file of the outputs; a foreign record may name what is none of them."""
+    if file.path.startswith("/") or ".." in file.path.split("/"):
+        raise FileNotFoundError(file.path)
+    return manifest.opened(outputs / file.path)
+
+
+def compare(pair: Pair, margin: Margin | None, repeats: Sequence[Repeat], means: Means) -> Compared:
+    """The highest level that a file reaches; `repeats`: of it, in the original and in all its other repeats."""
     before, after = pair.before, pair.after
     if (before.sha256, before.size) == (after.sha256, after.size):
         if before.path == after.path:
             return pair.found(Level.BYTES)
         return pair.found(Level.STABILIZED, stabilizer=RENAMED)
-    if stabilizer := _stabilized(pair):
+    if stabilizer := _stabilized(pair, means.apart):
         return pair.found(Level.STABILIZED, stabilizer=stabilizer)
     remark = ""
     if margin:
@@ -109,15 +125,24 @@ def compare(pair: Pair, margin: Margin | None, repeats: Sequence[Repeat], *, car
             if apart.same:
                 return pair.found(Level.TOLERANCE, apart.remark)
             remark = apart.remark
-    return _among_repeats(pair, repeats, remark, carried=carried)
+    return _among_repeats(pair, repeats, remark, carried=means.carried)
 
 
-def _stabilized(pair: Pair) -> str | None:
-    """The stabilizer after which both are the same bytes."""
+def _stabilized(pair: Pair, apart: Apart) -> str | None:
+    """The stabilizer after which both are the same bytes: by the records, or done anew where they have not the same."""
     was, now = pair.before.canonical, pair.after.canonical
-    if was and now and was.stabilizer == now.stabilizer:
-        return was.stabilizer if was.sha256 == now.sha256 else None
-    return None
+    if not (was and now and was.stabilizer == now.stabilizer):
+        was, now = (_canonical(*each, apart) for each in zip(pair.folders, (pair.before, pair.after), strict=True))
+    return was.stabilizer if was and was == now else None
+
+
+def _canonical(outputs: Path, file: OutputFile, apart: Apart) -> Canonical | None:
+    """By the stabilizer of this version, if the file is there and what was recorded."""
+    try:
+        with _opened(outputs, file) as opened:
+            return apart.canonical(file.path, opened, file.sha256)
+    except OSError:
+        return None
 
 
 def _among_repeats(pair: Pair, repeats: Sequence[Repeat], remark: str, *, carried: bool) -> Compared:

@@ -25,9 +25,9 @@ def compare(before: Side, after: Side, margins: Tolerance, repeats: Sequence[Sid
         if level is not Level.BYTES and (margin := margins.metric(name)):
             level, remark = _tolerated(one, other, margin, before, after)
         if level is Level.DIFFERENT:
-            values = [float.fromhex(each[name].last) for each in (was, *rest) if name in each]
+            values = [_value(each[name]) for each in (was, *rest) if name in each]
             expected = intervals.interval(values) if len(values) == len(repeats) else None
-            if expected and expected.holds(float.fromhex(other.last)):
+            if expected and expected.holds(_value(other)):
                 level, remark = Level.STATISTICAL, f"its last value is inside the {expected}"
             elif expected:
                 remark = "; ".join(filter(None, [remark, f"its last value is outside the {expected}"]))
@@ -35,12 +35,24 @@ def compare(before: Side, after: Side, margins: Tolerance, repeats: Sequence[Sid
 
 
 def _found(shown: Series, level: Level, one: Series | None, other: Series | None, remark: str) -> Compared:
-    told = [f"{float.fromhex(each.last):.9g} ({each.count})" if each else "" for each in (one, other)]
+    told = [_told(each, f"{_value(each):.9g}") if each else "" for each in (one, other)]
     if one and other and told[0] == told[1] and one.last != other.last:  # the difference is beyond what is shown
-        told = [f"{float.fromhex(each.last)!r} ({each.count})" for each in (one, other)]
+        told = [_told(each, repr(_value(each))) for each in (one, other)]
     return Compared(
         kind="metric", name=shown.name, level=level, role=shown.role, before=told[0], after=told[1], remark=remark
     )
+
+
+def _value(series: Series) -> float:
+    """The last value; what a foreign record says that is no number is inside of nothing."""
+    try:
+        return float.fromhex(series.last)
+    except (ValueError, OverflowError):
+        return math.nan
+
+
+def _told(series: Series, last: str) -> str:
+    return f"{last} ({series.count:,} point{'' if series.count == 1 else 's'})"
 
 
 def _level(one: Series, other: Series) -> tuple[Level, str]:
@@ -48,7 +60,7 @@ def _level(one: Series, other: Series) -> tuple[Level, str]:
         return Level.BYTES, ""
     if one.count != other.count:
         return Level.DIFFERENT, f"{one.count:,} points -> {other.count:,}"
-    was, now = float.fromhex(one.last), float.fromhex(other.last)
+    was, now = _value(one), _value(other)
     if one.last == other.last:
         return Level.DIFFERENT, "the last value is the same, earlier ones are not"
     return Level.DIFFERENT, f"last value {now - was:+.3g}" if math.isfinite(now - was) else ""
@@ -57,7 +69,7 @@ def _level(one: Series, other: Series) -> tuple[Level, str]:
 def _tolerated(one: Series, other: Series, margin: Margin, before: Side, after: Side) -> tuple[Level, str]:
     """Every point has to be inside the margin, or the last one where that alone was asked for."""
     if margin.last:
-        was, now = [(0, float.fromhex(one.last))], [(0, float.fromhex(other.last))]
+        was, now = [(0, _value(one))], [(0, _value(other))]
     else:
         was, now = (points.of(side.record, side.folder, series) for side, series in ((before, one), (after, other)))
     if not was or not now:

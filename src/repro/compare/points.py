@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from itertools import groupby
+from operator import itemgetter
 
+from repro import manifest
 from repro.record import Record, RunFolder, Series
+from repro.running import harvest
 from repro.tracking import journal
 
 LIMIT = 256 << 20  # bytes of a journal that is read whole
@@ -19,43 +22,43 @@ def series(record: Record, folder: RunFolder) -> dict[str, Series]:
         return {}
     if record.ended.metrics or record.ended.result:
         return {each.name: each for each in record.ended.metrics}
-    if _flood(folder):  # which is compared with nothing
-        name = "metrics of a journal that is too long to be compared"
-        return {name: Series(name=name, count=0, last="nan", sha256=record.planned.run)}
-    return {name: _series(name, points) for name, points in read(record, folder).items()}
+    found = harvest.of(folder, record.planned.run, manifest.wanted(record.planned).by_product_metrics)
+    if found.remark:  # there are too many, which are compared with nothing
+        return {found.remark: Series(name=found.remark, count=0, last="nan", sha256=record.planned.run)}
+    return {each.name: each for each in found.metrics}
 
 
 def of(record: Record, folder: RunFolder, series: Series) -> list[Point]:
     """The points of a metric, sorted by step; none when the journal is gone, or says something else by now."""
     points = read(record, folder).get(series.name, [])
-    return points if _series(series.name, points).sha256 == series.sha256 else []
+    lines = "".join(f"{step} {value.hex()}\n" for step, value in points)
+    return points if hashlib.sha256(lines.encode()).hexdigest() == series.sha256 else []
 
 
 def read(record: Record, folder: RunFolder) -> dict[str, list[Point]]:
-    """All points by metric, those of one step in the order of logging; nothing where the journal is a flood."""
+    """All points by metric in the order of `Series`; nothing where the journal is a flood."""
     if _flood(folder):
         return {}
-    found: dict[str, list[tuple[int, int, float]]] = {}
+    writers: list[dict[str, list[Point]]] = []
     for path in journal.files(folder.journal):
-        position = journal.Position()
-        while True:
-            events, then = journal.read(path, position, run=record.planned.run, started=0, ended=True)
-            if then == position:
-                break
-            position = then
+        writers.append({})
+        for events in journal.whole(path, run=record.planned.run):
             for point in events.metrics:
-                found.setdefault(point.key, []).append((point.step, point.timestamp, point.value))
-    return {
-        name: [(step, value) for step, _, value in sorted(points, key=lambda point: point[:2])]
-        for name, points in found.items()
-    }
+                writers[-1].setdefault(point.key, []).append((point.step, point.value))
+    names = {name for own in writers for name in own}
+    return {name: _in_order([own[name] for own in writers if name in own]) for name in sorted(names)}
+
+
+def _in_order(columns: list[list[Point]]) -> list[Point]:
+    """By step; those of one step as they were logged, and those of several writers by value."""
+    if len(columns) == 1:
+        return sorted(columns[0], key=itemgetter(0))
+    steps: dict[int, list[list[str]]] = {}
+    for column in columns:
+        for step, own in groupby(sorted(column, key=itemgetter(0)), itemgetter(0)):
+            steps.setdefault(step, []).append([value.hex() for _, value in own])
+    return [(step, float.fromhex(text)) for step in sorted(steps) for texts in sorted(steps[step]) for text in texts]
 
 
 def _flood(folder: RunFolder) -> bool:
     return sum(path.stat().st_size for path in journal.files(folder.journal)) > LIMIT
-
-
-def _series(name: str, points: Iterable[Point]) -> Series:
-    lines = [f"{step} {value.hex()}\n" for step, value in points]
-    last = lines[-1].split()[1] if lines else (0.0).hex()
-    return Series(name=name, count=len(lines), last=last, sha256=hashlib.sha256("".join(lines).encode()).hexdigest())

@@ -5,7 +5,6 @@ TensorFlow, Keras and PyTorch are used where the experiment has them, and never 
 """
 
 import difflib
-import hashlib
 import importlib.abc
 import importlib.util
 import io
@@ -18,6 +17,8 @@ import threading
 import time
 import zipfile
 from pathlib import Path
+
+import repro_fingerprint
 
 
 class NotInRunError(RuntimeError):
@@ -99,22 +100,49 @@ def save_weights(model, path="weights.npz"):
     `model` is a Keras model, a PyTorch module, or a dict of name -> array. A relative path is below `outputs()`. The
     sha256 is not that of the file but of names, types, shapes and values, and will stay when the file format changes.
     """
-    import numpy
-
     path = Path(path)
     if not path.is_absolute():
         path = outputs() / path
-    digest = hashlib.sha256(b"repro weights 1\n")
     path.parent.mkdir(parents=True, exist_ok=True)
+    weights = repro_fingerprint.weights(model)
+    arrays = {name: repro_fingerprint.array(values) for name, values in weights.items()}
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-        for name, array in sorted(_arrays(model).items()):
-            values = numpy.array(array, order="C")
-            values = values.astype(values.dtype.newbyteorder("<"), copy=False)
-            header = (name, values.dtype.name, ",".join(str(size) for size in values.shape))
-            for part in (*(text.encode() for text in header), values.tobytes()):
-                digest.update(len(part).to_bytes(8, "big") + part)  # length first: unambiguous
+        for name, values in sorted(arrays.items()):
             _write_member(archive, name, values)
-    return digest.hexdigest()
+    return repro_fingerprint.digest(arrays, whole=True)
+
+
+def fingerprint(at, *, model=None, values=None, **arrays):
+    """Note what the experiment is like now, so that two runs can be compared moment by moment.
+
+    `at` names the moment and is best unique: `fingerprint("step 100", model=model, values={"loss": loss})`. `model`
+    is as for `save_weights`, `values` are numbers by name; everything else is an array, or tuples, lists and dicts of
+    arrays: `fingerprint("input", images=x)`. It never raises, and does nothing outside of a run.
+    """
+    if "REPRO_JOURNAL" not in os.environ:
+        return
+    try:
+        digests = {name: repro_fingerprint.digest(repro_fingerprint.leaves(each)) for name, each in arrays.items()}
+        if model is not None:
+            weights = repro_fingerprint.weights(model, unique=True)
+            if weights:  # else it is not built yet
+                digests["weights"] = repro_fingerprint.digest(weights)
+        numbers = {str(name): float(value).hex() for name, value in (values or {}).items()}
+        _journal.append([{"t": "fp", "at": str(at), "d": digests, "v": numbers, "ts": int(time.time() * 1000)}])
+    except Exception as error:  # noqa: BLE001 - frameworks raise of everything, and it is worth no run
+        _told(f"fingerprint({at!r})", error)
+
+
+def batches(iterable, name=""):
+    """The same batches, with a fingerprint of the first one of each pass: `for x, y in batches(loader, "train")`.
+
+    For loops of one's own: loaders of PyTorch's, data sets of TensorFlow's, lists, generators. With a `name`, several
+    of them in one experiment are told apart.
+    """
+    before = f"{name} pass" if name else "pass"
+    return repro_fingerprint.Batches(
+        iterable, lambda number, batch: fingerprint(f"{before} {number} batch 1", batch=batch)
+    )
 
 
 def save_model(model, path="model.keras"):
@@ -200,6 +228,7 @@ class _Journal:
 
 
 _journal = _Journal()
+_told = repro_fingerprint.Told()
 
 
 def _number(name, value):
@@ -292,27 +321,70 @@ def _keras_callback():
         from tensorflow.keras.callbacks import Callback
 
     class KerasCallback(Callback):
-        """Records what Keras reports at the end of each epoch; the first epoch is step 1."""
+        """Records what Keras reports at the end of each epoch; the first epoch is step 1.
+
+        Weights and losses are fingerprinted at the beginning, after the first batch, and after each epoch. There is
+        no hook for batches: Keras would wait for the numbers of each one, which costs a GPU more than it trains.
+        """
+
+        _undo = None
+
+        def on_train_begin(self, logs=None):  # noqa: ARG002 - Keras calls it by name
+            model = getattr(self, "model", None)
+            fingerprint("init", model=model)
+            self._undo = _after_first_batch(model)
+
+        def on_train_end(self, logs=None):  # noqa: ARG002
+            if self._undo:
+                self._undo()
 
         def on_epoch_end(self, epoch, logs=None):
             log(step=epoch + 1, **(logs or {}))
+            fingerprint(f"epoch {epoch + 1}", model=getattr(self, "model", None), values=_numbers(logs))
 
     return KerasCallback
 
 
-def _arrays(model):
-    """name -> array, on the CPU."""
-    if isinstance(model, dict):
-        return model
-    if hasattr(model, "state_dict"):
-        return {name: tensor.detach().cpu().numpy() for name, tensor in model.state_dict().items()}
-    arrays = {}
-    for weight in model.weights:
-        name = getattr(weight, "path", None) or weight.name
-        if name in arrays:
-            raise ValueError(f"save_weights(): two weights are called {name!r}; name the layers")
-        arrays[name] = weight.numpy() if hasattr(weight, "numpy") else weight
-    return arrays
+def _after_first_batch(model):
+    """Fingerprint a model when its next batch is done; returns what calls that off."""
+    train = getattr(model, "train_function", None)
+    if not callable(train) or "REPRO_JOURNAL" not in os.environ:
+        return None
+
+    def call_off():
+        if model.train_function is first:
+            model.train_function = train
+
+    def first(*arguments, **options):
+        call_off()
+        logs = train(*arguments, **options)
+        if isinstance(logs, dict):  # else the weights are not in the model yet: JAX
+            fingerprint(f"batch {_batches_in_a_step(model)}", model=model, values=_numbers(logs))
+        return logs
+
+    try:
+        model.train_function = first
+    except Exception as error:  # noqa: BLE001
+        _told("KerasCallback", error)
+    return call_off
+
+
+def _batches_in_a_step(model):
+    try:
+        return int(getattr(model, "steps_per_execution", 1))
+    except (TypeError, ValueError):
+        return 1
+
+
+def _numbers(logs):
+    """What of Keras's logs are numbers."""
+    found = {}
+    for name, value in (logs or {}).items():
+        try:
+            found[name] = float(value)
+        except (TypeError, ValueError):
+            continue
+    return found
 
 
 def _write_member(archive, name, array):

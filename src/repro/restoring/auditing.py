@@ -51,7 +51,7 @@ def audit(side: Side, project: Project, engine: Engine | None, host: Host, *, on
         ingredients=found,
         lost=tuple(f"{ceiling.name(each)}: {each.remark or 'nowhere'}" for each in looking.lost(found)),
         changed=(*_record(record, folder), *_outputs(record, folder), *_lock(side, project, found), *_damage(found)),
-        decay=tuple(_decay(record, found, folder)),
+        decay=(*_decay(record, found), *_gone(record, folder)),
         verifications=tuple(again.read(folder)),
     )
 
@@ -79,7 +79,7 @@ def _record(record: Record, folder: RunFolder) -> Iterator[str]:
 
 def _outputs(record: Record, folder: RunFolder) -> Iterator[str]:
     """The outputs that are not what the record lists, in one line."""
-    if record.ended is None:
+    if record.ended is None or not folder.outputs.is_dir():  # a pulled run may have come without: no change
         return
     recorded = {file.path: file for file in record.ended.outputs}
     changed = [path for path, file in recorded.items() if not _same(folder, file)]
@@ -118,7 +118,7 @@ def _damage(found: tuple[Ingredient, ...]) -> Iterator[str]:
         yield from (f"{ceiling.name(each)}: {part}" for part in each.remark.split("; ") if DAMAGED in part)
 
 
-def _decay(record: Record, found: tuple[Ingredient, ...], folder: RunFolder) -> Iterator[str]:
+def _decay(record: Record, found: tuple[Ingredient, ...]) -> Iterator[str]:
     for each in found:
         if each.kind == "code" and each.found:
             yield from (part for part in each.remark.split("; ") if part in codes.DECAY)
@@ -134,5 +134,11 @@ def _decay(record: Record, found: tuple[Ingredient, ...], folder: RunFolder) -> 
             yield f"dataset {each.name} {datasets.ONLY_HERE}"
     if record.planned.image.floating:
         yield f"a new build may give another image: {', '.join(record.planned.image.floating)} not pinned"
+
+
+def _gone(record: Record, folder: RunFolder) -> Iterator[str]:
+    """What of the folder is not there."""
+    if record.ended and record.ended.outputs and not folder.outputs.is_dir():
+        yield "its outputs are not here, only their hashes"
     if not folder.output_log.exists():
         yield "its log is not there any more"

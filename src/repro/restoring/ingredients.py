@@ -15,6 +15,7 @@ from repro.recipe.inputs import canonical
 from repro.record import ImageUsed, Planned, Record, RunFolder
 from repro.restoring import codes, datasets, frozen, held
 from repro.secrets import secretsources
+from repro.sharing import images
 from repro.verdict import Ingredient
 
 NOT_ASKED = " (not asked)"
@@ -62,7 +63,8 @@ def look(
     experiment = thawed.experiment
     found = [code, _config(planned, folder, unknown=thawed.unknown)]
     recipe = partial(_recipe, record, folder, project, experiment) if code.use else None
-    found.append(_image(planned.image, folder, engine, recipe, offline=offline, depth=depth))
+    image = images.located(record, folder)
+    found.append(_image(image, folder, engine, recipe, offline=offline, depth=depth))
     for each in planned.data:
         wanted = datasets.wanted(each, experiment, project, folder)
         found.append(datasets.look(each, wanted, ask=ask, offline=offline and not depth.trusting, deep=depth.deep))

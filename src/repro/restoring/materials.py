@@ -30,6 +30,7 @@ from repro.restoring import codes, datasets, held, replan
 from repro.running import machine
 from repro.running import plan as planning
 from repro.secrets import secretsfolder
+from repro.sharing import images
 from repro.tracking.tracking import resolve_uri
 from repro.verdict import Ingredient
 
@@ -113,7 +114,7 @@ def _choice(source: Source) -> str:
 
 
 def _image(original: Side, source: Source, here: Workshop, code: Path, say: Say) -> ImageFacts:
-    used, choice, engine = original.record.planned.image, _choice(source), here.engine
+    used, choice, engine = images.located(original.record, original.folder), _choice(source), here.engine
     found: ImageFacts | None = None
     if choice.startswith(held.HERE):
         there = held.on_engine(used, engine)

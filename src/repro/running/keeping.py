@@ -15,30 +15,29 @@ from pathlib import Path
 
 import msgspec
 
-from repro import manifest, tolerant
+from repro import identity, manifest, tolerant
 from repro.engines.answers import Exit
-from repro.engines.engine import Engine, connect
+from repro.engines.engine import Engine
 from repro.engines.refusal import STARTER, CommandNotFoundError, ContainerGoneError, command_not_found
 from repro.errors import EngineUnreachableError, EnvironmentUnfitError
 from repro.experiment import Resources, Value
 from repro.manifest import Listing
-from repro.project import user_name
-from repro.record import End, Ended, Peaks, Record, RunFolder, Started, write_atomic
-from repro.running import lease, ownership, quota
-from repro.running.ending import UNKNOWN_CODE, Circumstance, StopRequest, verdict
+from repro.record import End, Ended, Peaks, Record, RunFolder
+from repro.running import harvest, lease, ownership, quota
+from repro.running.ending import UNKNOWN_CODE, Circumstance, verdict
+from repro.running.harvest import Harvest
 from repro.running.lease import Lease
 from repro.running.pump import Echo, Pump
 from repro.running.quota import Quota
 from repro.running.resources import Sampler
+from repro.running.stopping import CTRL_C, LATE_SECONDS, ask_to_stop, overdue, stop_request
 from repro.secrets import secretsfolder
 
 ENGINE_SECONDS = 60.0  # that a command waits for an engine which has gone away
 ENGINE_MOMENT = timedelta(seconds=15)  # in which an engine that ends, or begins, ends its containers
-LATE_SECONDS = 5.0  # after which a container that should have ended itself is ended from here
 SLICE_SECONDS = 30.0  # of one question to the engine: a connection may die without a word
 # Docker's init, Podman's, and ours
 INIT_REFUSAL = re.compile(rf"\[FATAL tini|ERROR \(catatonit:\d+\): failed to exec |{STARTER}: ")
-CTRL_C = "Ctrl-C"
 BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -211,7 +210,7 @@ class Keeper:
 
     def _due(self) -> bool:
         request = stop_request(self.folder)
-        if self._to_stop or (request and _overdue(request)):  # by a command that did not live to do it
+        if self._to_stop or (request and overdue(request)):  # by a command that did not live to do it
             return True
         if self._left() > 0:
             return False
@@ -287,16 +286,32 @@ class Keeper:
             CommandNotFoundError: no run took place, and nothing is left of it.
         """
         remarks = [ending.reason]
-        listing, end = Listing(), ending.end
+        listing, end, crop, whole = Listing(), ending.end, Harvest(), False
         interruption: KeyboardInterrupt | None = None
         try:
             end = self._drain(ending, pump, remarks)
-            listing = manifest.of(self.folder.outputs, manifest.wanted(self.record.planned).ignore, self.say)
-            remarks.append(listing.remark)
+            wanted = manifest.wanted(self.record.planned)
+            listing = manifest.of(self.folder.outputs, wanted.ignore, self.say, by_products=wanted.by_products)
+            crop = harvest.of(self.folder, self.record.planned.run, wanted.by_product_metrics)
+            remarks += [listing.remark, crop.remark]
+            whole = not (listing.remark or crop.remark or pump.disk_error)
         except KeyboardInterrupt as error:
             remarks.append("interrupted while its outputs were listed: they are all there, but not in this record")
             interruption = error
-        finished = self._write(msgspec.structs.replace(ending, end=end), remarks, listing, peaks)
+        came_out = Ended(
+            at=ending.at,
+            end=end,
+            exit_code=ending.exit_code,
+            reason="",
+            outputs=listing.files,
+            metrics=crop.metrics,
+            trace=crop.trace,
+            ignored=listing.ignored,
+            peaks=peaks,
+        )
+        if whole:  # of a part nobody could say what it is the same as
+            came_out = msgspec.structs.replace(came_out, result=identity.result(came_out))
+        finished = self._write(came_out, remarks)
         if pump.held_back:  # the engine has the only copy of some output
             secretsfolder.remove(self.record.planned.run)
         else:
@@ -331,48 +346,23 @@ class Keeper:
         # what it said is part of what it was to do
         return End.FAILED if pump.disk_error and ending.end is End.FINISHED else ending.end
 
-    def _write(self, ending: _Ending, remarks: list[str], listing: Listing, peaks: Peaks | None) -> Record:
-        ended = Ended(
-            at=ending.at,
-            end=ending.end,
-            exit_code=ending.exit_code,
-            reason="; ".join(filter(None, remarks)),
-            outputs=listing.files,
-            ignored=listing.ignored,
-            peaks=peaks,
-        )
-        finished = msgspec.structs.replace(self.record, ended=ended)
+    def _write(self, ended: Ended, remarks: list[str]) -> Record:
+        told = msgspec.structs.replace(ended, reason="; ".join(filter(None, remarks)))
+        finished = msgspec.structs.replace(self.record, ended=told)
         try:
             self.folder.write(finished)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not listing.files:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not (ended.outputs or ended.metrics or ended.trace):
                 raise
             remarks.append(
-                f"the disk has no room for the list of its {len(listing.files):,} outputs: they are all there"
+                f"the disk has no room for the list of its {len(ended.outputs):,} outputs: they are all there"
             )
-            return self._write(ending, remarks, Listing(ignored=listing.ignored), peaks)
+            bare = msgspec.structs.replace(ended, outputs=(), metrics=(), trace=(), result="")
+            return self._write(bare, remarks)
         return finished
 
     def _release(self) -> None:
         release(self.engine, self.record, self.say)
-
-
-def stop(folder: RunFolder, started: Started, how: str, grace: float) -> None:
-    """Ask the container of a run to end, and end it by force `grace` seconds later. One that is over was not stopped.
-
-    Raises:
-        EngineUnreachableError: its engine does not answer; the wish is noted.
-    """
-    with contextlib.suppress(ContainerGoneError):
-        try:
-            engine = connect(started.endpoint or None)
-            over = engine.exit(started.container) is not None
-        except EngineUnreachableError:
-            ask_to_stop(folder, how, grace)
-            raise
-        if not over:
-            ask_to_stop(folder, how, grace)
-            engine.stop(started.container, grace)
 
 
 def release(engine: Engine, record: Record, say: Callable[[str], None]) -> None:
@@ -409,33 +399,6 @@ def boot() -> str:
     with contextlib.suppress(OSError):
         return BOOT.read_text(encoding="ascii").strip()
     return ""
-
-
-def stop_request(folder: RunFolder) -> StopRequest | None:
-    """Who wants this run to stop."""
-    try:
-        return msgspec.json.decode(folder.stop.read_bytes(), type=StopRequest)
-    except (OSError, msgspec.MsgspecError):
-        return None
-
-
-def interrupted(folder: RunFolder) -> bool:
-    """Whether it was Ctrl-C that stopped the run."""
-    request = stop_request(folder)
-    return request is not None and request.how == CTRL_C
-
-
-def ask_to_stop(folder: RunFolder, how: str, grace: float = 0.0) -> None:
-    """Note who wants the run to stop, before it is stopped. The first to ask is who stopped it."""
-    if not folder.stop.exists():
-        request = StopRequest(at=datetime.now(timezone.utc), by=user_name(), how=how, grace=grace)
-        with contextlib.suppress(OSError):  # a full disk is no reason to let it run on
-            write_atomic(folder.stop, msgspec.json.encode(request))
-
-
-def _overdue(request: StopRequest) -> bool:
-    """Whether who asked has had the time to do it: a second signal would disturb an end in good order."""
-    return datetime.now(timezone.utc) > request.at + timedelta(seconds=request.grace + LATE_SECONDS)
 
 
 def _init_refusal(ended: _Ending, folder: RunFolder) -> str:

@@ -86,9 +86,10 @@ def decide(experiment: Experiment, ingredients: Ingredients, circumstances: Circ
     """Decide everything about a run.
 
     Raises:
-        BadInputError: `gpus`, `env`, `secrets` or `outputs.ignore` says what cannot be.
+        BadInputError: `gpus`, `env`, `secrets` or `outputs` says what cannot be.
     """
     manifest.matcher(experiment.outputs.ignore)
+    manifest.matcher(experiment.outputs.by_products, "outputs.by_products")
     gpus, cpu_fallback = gpu_request(experiment.gpus)
     env = container_env(experiment, ingredients, circumstances)
     _check_variables(experiment, env)

@@ -13,12 +13,13 @@ from typing import Any
 import msgspec
 
 from repro.experiment import Value
-from repro.record import RunFolder, shown
+from repro.record import Fingerprint, RunFolder, shown
 from repro.tracking import story
 
 BLOCK = 1 << 20  # bytes taken from a file at once, and the longest line that is understood
 ENDS = 16 << 20  # bytes at the beginning and at the end of a file, which are read for a summary
 INT64 = 1 << 63
+FINGERPRINT = 16 << 10  # characters of all that it says
 
 
 class Metric(Value, frozen=True, kw_only=True, omit_defaults=True):
@@ -38,6 +39,13 @@ class Note(Value, frozen=True, kw_only=True):
     value: str
 
 
+class Moment(Value, frozen=True, kw_only=True):
+    """A fingerprint, and when it was taken: milliseconds since the epoch."""
+
+    timestamp: int
+    fingerprint: Fingerprint
+
+
 class Position(Value, frozen=True, kw_only=True):
     """How far a file has been read: always the beginning of a line."""
 
@@ -53,6 +61,7 @@ class Events(Value, frozen=True, kw_only=True):
     tags: tuple[Note, ...] = ()
     nested: dict[str, Events] = msgspec.field(default_factory=dict)
     parts: tuple[story.Part, ...] = ()
+    trace: tuple[Moment, ...] = ()
     unread: int = 0
 
 
@@ -103,6 +112,7 @@ def parse(lines: list[bytes], *, first: int, run: str, started: int) -> Events:
     """What the lines say; `first` is the number of the first of them in its file, the step of a line without one."""
     found: dict[str, _Found] = {story.ROOT: _Found()}
     parts: list[story.Part] = []
+    trace: list[Moment] = []
     unread = 0
     for number, line in enumerate(lines, first):
         event = _object(line)
@@ -110,6 +120,9 @@ def parse(lines: list[bytes], *, first: int, run: str, started: int) -> Events:
             unread += bool(line.strip())
             continue
         try:
+            if event.get("t") == "fp":
+                trace.append(_moment(event, started))
+                continue
             part = story.part(event, run)
             if part is None:
                 found.setdefault(story.run_id(event, run), _Found()).take(event, number, started)
@@ -118,7 +131,8 @@ def parse(lines: list[bytes], *, first: int, run: str, started: int) -> Events:
         except (LookupError, TypeError, ValueError, OverflowError, AttributeError, RecursionError):
             unread += 1
     nested = {run: each.events() for run, each in found.items() if run != story.ROOT}
-    return msgspec.structs.replace(found[story.ROOT].events(), nested=nested, parts=tuple(parts), unread=unread)
+    own = found[story.ROOT].events()
+    return msgspec.structs.replace(own, nested=nested, parts=tuple(parts), trace=tuple(trace), unread=unread)
 
 
 class _Found:
@@ -151,6 +165,17 @@ class _Found:
 
     def events(self) -> Events:
         return Events(metrics=tuple(self.metrics), params=tuple(self.params), tags=tuple(self.tags))
+
+
+def _moment(event: dict[str, Any], started: int) -> Moment:
+    """A fingerprint; ValueError when it is too long to be one."""
+    told = {name: {str(key): _text(value) for key, value in (event.get(name) or {}).items()} for name in ("d", "v")}
+    texts = [event["at"], *(text for pairs in told.values() for pair in pairs.items() for text in pair)]
+    at = _whole(event.get("ts"))
+    if not isinstance(event["at"], str) or sum(map(len, texts)) > FINGERPRINT:
+        raise ValueError(event)
+    fingerprint = Fingerprint(at=event["at"], digests=told["d"], values=told["v"])
+    return Moment(timestamp=started if at is None else at, fingerprint=fingerprint)
 
 
 def _object(line: bytes) -> dict[str, Any] | None:
@@ -214,20 +239,25 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
+def whole(path: Path, *, run: str, ended: bool = True, ends: bool = False) -> Iterator[Events]:
+    """What one file says, block by block; with `ends`, of a flood how it begins and how it ends."""
+    position = Position()
+    size = path.stat().st_size if ends else 0
+    while True:
+        if ends and position.bytes > ENDS and size - ENDS > position.bytes:
+            position = Position(bytes=size - ENDS, lines=position.lines)
+        events, then = read(path, position, run=run, started=0, ended=ended)
+        if then == position:
+            break
+        yield events
+        position = then
+
+
 def everything(folder: RunFolder) -> Iterator[Events]:
     """What the journal of a run says, block by block; of a flood, how it begins and how it ends."""
     record = folder.read()
     for path in files(folder.journal):
-        position = Position()
-        size = path.stat().st_size
-        while True:
-            if position.bytes > ENDS and size - ENDS > position.bytes:
-                position = Position(bytes=size - ENDS, lines=position.lines)
-            events, then = read(path, position, run=record.planned.run, started=0, ended=record.ended is not None)
-            if then == position:
-                break
-            yield events
-            position = then
+        yield from whole(path, run=record.planned.run, ended=record.ended is not None, ends=True)
 
 
 def latest(folder: RunFolder) -> dict[str, float]:

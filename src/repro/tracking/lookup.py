@@ -26,7 +26,8 @@ def find(project: Project, wanted: str) -> tuple[Record, RunFolder]:
     if len(found) == 1:
         return found[0].read(), found[0]
     if not found:
-        raise BadInputError(f"no run begins with {wanted!r}", hints=["`repro runs` lists them"])
+        hints = ["`repro runs` lists them", "`repro pull` gets one that somebody has pushed"]
+        raise BadInputError(f"no run begins with {wanted!r}", hints=hints)
     names = [folder.path.name for folder in found[-NAMED:]]
     raise BadInputError(
         f"{wanted!r} is the beginning of {len(found)} runs",

@@ -163,16 +163,16 @@ class Publication:
 
     def _describe(self, record: Record) -> None:
         """Tags as far as they are known; parameters and datasets, which never change, once."""
-        verdict = outcome(self.folder)
-        described = f"{record.state} {verdict}".rstrip()
-        if self.state.described == described:
+        known = outcome(self.folder)
+        if (self.state.described, self.state.verdict) == (record.state, known):
             return
-        self.delivery.tags(_notes(view.tags(record) | ({"verdict": verdict} if verdict else {})))
+        self.delivery.tags(_notes(view.tags(record, known)))
         if not self.state.described:
             self._inputs(record, there=())
         if not self.state.compared:
             self._compare(record)
-        self._note(described=described, artifacts=self.state.artifacts and not verdict)
+        late = self.state.verdict != known  # it comes after the end, and so does its file
+        self._note(described=record.state, **({"verdict": known, "artifacts": False, "shipping": True} if late else {}))
         self.save()
 
     def _compare(self, record: Record) -> None:
@@ -351,7 +351,7 @@ class Publication:
         sent.clear()
         self.delivery.begin_repair(run)
         self.nested.begin_repair()
-        self.delivery.tags(_notes(view.tags(record)))
+        self.delivery.tags(_notes(view.tags(record, outcome(self.folder))))
         if datasets := self._inputs(record, there=run.datasets):
             sent["datasets"] = datasets
         for path in journal.sources(self.folder):

@@ -22,11 +22,11 @@ import msgspec
 from repro.errors import BadInputError, EnvironmentUnfitError, ReproError
 from repro.experiment import Value
 from repro.project import Project, ignored_folder
-from repro.record import Planned, RunFolder
+from repro.record import RunFolder
 from repro.tracking import store
 from repro.tracking.journal import Position
 from repro.tracking.story import Child
-from repro.verdict import Verification
+from repro.verdict import Level
 
 CATCH_UP_SECONDS = 2.0
 SYNC_SECONDS = 3600.0  # a large upload takes its time
@@ -42,6 +42,7 @@ class State(Value, frozen=True, kw_only=True):
     run: str = ""  # MLflow's id; "" until it has one
     positions: dict[str, Position] = msgspec.field(default_factory=dict)  # by the name of the journal file
     described: str = ""  # the state of the record whose tags, parameters and datasets are there
+    verdict: str = ""  # that is there, of a run that reproduces another
     compared: bool = False  # with other runs of the same image spec
     ended: bool = False
     artifacts: bool = False
@@ -130,19 +131,29 @@ def mlflow_run(folder: RunFolder) -> str:
     return known.run if known else ""
 
 
+class _Verdict(msgspec.Struct, frozen=True):
+    level: Level
+
+
+class _Verification(msgspec.Struct, frozen=True):
+    """What is of interest here in verification.json, whichever version of ours wrote it."""
+
+    verdict: _Verdict | None = None
+
+
 def outcome(folder: RunFolder) -> str:
     """What the comparison of a run with the one that it reproduces or repeats came to, as E5; "" without any."""
     try:
-        found = msgspec.json.decode(folder.verification.read_bytes(), type=Verification)
+        found = msgspec.json.decode(folder.verification.read_bytes(), type=_Verification).verdict
     except (OSError, msgspec.MsgspecError):
         return ""
-    return str(found.verdict.level) if found.verdict else ""
+    return str(found.level) if found else ""
 
 
 def complete(folder: RunFolder) -> bool:
     """Whether MLflow has all of a run that is over."""
     known = state(folder)
-    return known is not None and known.ended and known.artifacts
+    return known is not None and known.ended and known.artifacts and known.verdict == outcome(folder)
 
 
 def status(folder: RunFolder) -> str:
@@ -156,7 +167,7 @@ def status(folder: RunFolder) -> str:
     where = place(known.uri, known.experiment_id, known.run)
     if known.failure:
         return f"{where}; not all of it is there: {known.failure}; `repro sync {record.planned.run}` catches up"
-    if record.ended and not (known.ended and known.artifacts):
+    if record.ended and not complete(folder):
         return f"{where}; still on its way: `repro sync {record.planned.run}` makes sure"
     return where
 
@@ -313,8 +324,14 @@ class Follower:
             threading.Thread(target=self.process.wait, daemon=True).start()  # no zombie in a long-lived program
 
 
-def _store_now(planned: Planned, project: Project) -> str | None:
-    """The store of a run; the project's own one moves with the project."""
+def _store_now(folder: RunFolder, project: Project) -> str | None:
+    """The store of a run; the project's own one moves with the project.
+
+    A run that came from elsewhere names a server of whoever made it. Ours gets it, and no other one our credentials.
+    """
+    planned = folder.read().planned
+    if planned.tracking_uri is not None and folder.elsewhere.exists():
+        return resolve_uri(None, project)
     own = planned.tracking_uri == store.resolve_uri(None, Path(planned.project))
     return store.resolve_uri(None, project.root) if own else planned.tracking_uri
 
@@ -361,7 +378,7 @@ def sync(
     try:
         for folder in folders:
             try:
-                wanted = uri or _store_now(folder.read().planned, project)
+                wanted = uri or _store_now(folder, project)
             except ReproError as error:
                 yield _reply(folder, error.what, error.hints)
                 continue

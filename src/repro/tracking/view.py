@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from repro import identity
 from repro.experiment import Value
 from repro.record import DatasetUsed, End, ImageUsed, Record
 
@@ -31,8 +32,8 @@ ODDITIES = {  # in the order of their telling
 VIEW = "repro"  # the saved view's key, in the address of MLflow's page
 STATUS = {End.FINISHED: "FINISHED", End.KILLED: "KILLED"}  # the others are FAILED
 OURS = re.compile(  # tags that an experiment cannot set by itself
-    r"(run|image|image_id|image_digest|image_manifest|image_spec|image_content|floating|drift|commit|dirty|command"
-    r"|gpus|network|exit_code|ended|nested|reproduces|repeats|verdict"
+    r"(run|run_key|result|record|reproduces|repeats|verdict|image|image_id|image_digest|image_manifest|image_spec"
+    r"|image_content|floating|drift|commit|dirty|command|gpus|network|exit_code|ended|nested"
     r"|mlflow\.(user|parentRunId|runName|note\.content|(source|docker|project)\..*))$"
 )
 HOSTS = re.compile(r"^(https?://|ssh://git@|git@)(github\.com|gitlab\.com|bitbucket\.org)[:/]")
@@ -55,11 +56,13 @@ def status(end: End) -> str:
     return STATUS.get(end, "FAILED")
 
 
-def tags(record: Record) -> dict[str, str]:
-    """MLflow's own tags and the short ones of ours, as far as they are known."""
+def tags(record: Record, verdict: str = "") -> dict[str, str]:
+    """MLflow's own tags and the short ones of ours, as far as they are known; `verdict`: of a run that repeats one."""
     planned, code, image = record.planned, record.planned.code, record.planned.image
     found: dict[str, str | None] = {
         "run": planned.run,
+        "run_key": planned.run_key or None,
+        "verdict": verdict or None,
         "image": image.tag,
         "image_id": image.id,
         "image_digest": image.digest,
@@ -83,6 +86,8 @@ def tags(record: Record) -> dict[str, str]:
     }
     if record.ended:
         found["ended"] = record.ended.end.value
+        found["result"] = record.ended.result or None
+        found["record"] = identity.record_digest(record)
         found["exit_code"] = None if record.ended.exit_code is None else str(record.ended.exit_code)
     return {key: cut(value, TAG_LIMIT) for key, value in found.items() if value is not None}
 

@@ -293,7 +293,7 @@ def _stop(folder: RunFolder, how: str, grace: float | None, display: Display) ->
         EngineUnreachableError: its engine does not answer; the wish is noted, and is seen to when it is back.
         BadInputError: there is no container yet.
     """
-    from repro.running import keeping
+    from repro.running import keeping, stopping
 
     record = folder.read()
     if record.started is None:
@@ -303,7 +303,7 @@ def _stop(folder: RunFolder, how: str, grace: float | None, display: Display) ->
     seconds = keeping.resources(record).stop_grace if grace is None else grace
     display.line(f"stopping {folder.path.name} (up to {seconds:g} s)")
     try:
-        keeping.stop(folder, record.started, how, seconds)
+        stopping.stop(folder, record.started, how, seconds)
     except EngineUnreachableError as error:
         raise EngineUnreachableError(
             error.what, evidence=error.evidence, hints=["the run is stopped when its engine is back", *error.hints]

@@ -18,6 +18,7 @@ from repro.errors import BadInputError, EnvironmentUnfitError, ExitCode, Refused
 from repro.experiment import Value
 from repro.project import Project
 from repro.record import End, Host, Record, RunFolder
+from repro.verbs import attesting
 from repro.verbs.imaging import Add
 from repro.verdict import Ceiling, Compared, Ingredient, Level, Verification
 
@@ -70,11 +71,15 @@ def register(add: Add) -> None:
     command.add_argument("--offline", action="store_true", help="ask nobody who is not on this machine")
     command.add_argument("--tolerance", metavar="FILE", help="how far numbers may be apart (TOML), for level E3")
     command.add_argument("--dry-run", action="store_true", help="print where everything would come from, run nothing")
+    command.add_argument("--sign", metavar="KEY", help=f"sign what came of it, with {attesting.KEY}")
 
     command = add(verify, "verify", "could a run be had back today? Checks every hash, runs nothing", json=True)
     command.add_argument("run", nargs="?", default="latest", help=WHICH)
     command.add_argument("--online", action="store_true", help="ask git remotes, registries and data sources, too")
     command.add_argument("--quick", action="store_true", help="sizes and ids have to do for code, data and image")
+    command.add_argument(
+        "--policy", metavar="FILE", help="tell only whether its signed verifications are enough: exit code 4 if not"
+    )
 
 
 def chosen(project: Project, wanted: str) -> Side:
@@ -101,6 +106,7 @@ def reproduce(args: argparse.Namespace, display: Display) -> int:
     if args.times < 1:
         raise BadInputError(f"--times {args.times}: at least once")
     expected = level(args.expect) if args.expect else None
+    signer = attesting.signer(args.sign) if args.sign else None  # nobody runs for hours to hear of a wrong passphrase
     margins = tolerance.read(Path(args.tolerance)) if args.tolerance else None
     project = Project.find(Path.cwd())
     sweep.at_start(project, display.notice)
@@ -121,7 +127,11 @@ def reproduce(args: argparse.Namespace, display: Display) -> int:
         if args.dry_run:
             return ExitCode.OK
         attempts = Attempts(original, engine, execution, source, basis, margins)
-        made = list(attempts.run(("reproduce", args.run), args.times))
+        made = []
+        for each in attempts.run(("reproduce", args.run), args.times):
+            made.append(each)
+            if signer and each.verdict and each.rerun:
+                attesting.signed(each, signer, original.folder, each.rerun, display)
     finally:
         execution.close()
     print(report.as_json(made) if args.json else "\n".join(answer(original, made)), flush=True)
@@ -255,7 +265,7 @@ class Attempts:
     def _once(self, materials: Materials, argv: tuple[str, ...]) -> Verification:
         from repro.restoring import again
         from repro.restoring.materials import plan
-        from repro.running import keeping
+        from repro.running import stopping
 
         record, project = self.original.record, self.execution.project
 
@@ -273,7 +283,7 @@ class Attempts:
         )
         self.execution.retell(rerun.folder)
         self.execution.tracked(rerun.record, rerun.folder, self.source.experiment.tracking.wait)
-        if keeping.interrupted(rerun.folder):
+        if stopping.interrupted(rerun.folder):
             raise KeyboardInterrupt
         if rerun.record.state == End.LOST.value:
             raise EnvironmentUnfitError(
@@ -359,6 +369,8 @@ def verify(args: argparse.Namespace, display: Display) -> int:
 
     project = Project.find(Path.cwd())
     side = chosen(project, args.run)
+    if args.policy:
+        return attesting.judge(side.record, side.folder, Path(args.policy), json=args.json)
     try:
         engine: Engine | None = connect()
     except EnvironmentUnfitError as error:

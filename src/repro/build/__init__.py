@@ -1,0 +1,1 @@
+"""A build as Docker knows it: Dockerfile, context, builder, cache."""
