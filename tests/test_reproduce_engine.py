@@ -313,3 +313,5 @@ def test_repeats_of_chance_say_so_and_bound_what_may_be_expected(lab: Project, r
     refused = repro("reproduce", folders(lab.runs)[0].path.name, "--expect", "E5")
     assert refused.returncode == 4
     assert "not the same in its own repeats (E1 in 2 runs)" in refused.stderr
+    again = repro("reproduce", folders(lab.runs)[0].path.name)
+    assert (again.returncode, "toy: NOT reproduced (E1" in again.stdout) == (1, True)
