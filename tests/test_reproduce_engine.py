@@ -228,7 +228,7 @@ def test_an_attempt_that_is_ended_in_the_middle_leaves_a_record(
     script(lab, "toy.sh", 'test -n "$SLOW" || true; echo begun; sleep 3; echo 42 > $REPRO_OUTPUTS/x')
     first, folder = run(repro, lab)
     process = subprocess.Popen(
-        [sys.executable, "-c", "from repro.cli import entry; entry()", "reproduce", first.planned.run],
+        [sys.executable, "-m", "repro", "reproduce", first.planned.run],
         cwd=lab.root,
         env=dict(os.environ),
         stdout=subprocess.DEVNULL,
@@ -313,3 +313,5 @@ def test_repeats_of_chance_say_so_and_bound_what_may_be_expected(lab: Project, r
     refused = repro("reproduce", folders(lab.runs)[0].path.name, "--expect", "E5")
     assert refused.returncode == 4
     assert "not the same in its own repeats (E1 in 2 runs)" in refused.stderr
+    again = repro("reproduce", folders(lab.runs)[0].path.name)
+    assert (again.returncode, "toy: NOT reproduced (E1" in again.stdout) == (1, True)

@@ -90,7 +90,8 @@ def test_what_is_lost_and_what_chance_decided_bound_it_too() -> None:
     gone = Ingredient(kind="data", name="mnist", recorded="sha256 0", found=(), use="", remark="x.gz is not there")
     assert ceiling.of(recorded(), HOST, [gone]).level == Level.MISSING
     assert "data mnist is lost: x.gz is not there" in ceiling.of(recorded(), HOST, [gone]).reason
-    assert ceiling.of(recorded(), HOST, born=(Level.STATISTICAL, "E2 in 3 runs")).level == Level.STATISTICAL
+    for born, most in ((Level.STABILIZED, Level.STABILIZED), (Level.DIFFERENT, Level.STATISTICAL)):
+        assert ceiling.of(recorded(), HOST, born=(born, "in 3 runs")).level == most
 
 
 # another version's record ----------------------------------------------------------------------------------------

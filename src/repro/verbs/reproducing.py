@@ -349,7 +349,8 @@ def answer(original: Side, made: Sequence[Verification]) -> Iterator[str]:
     """What came of the attempts."""
     for each in made:
         came = each.verdict.level if each.verdict else None
-        word = "reproduced" if each.reached else "NOT reproduced"
+        same = each.reached and came is not None and came >= Level.STATISTICAL  # less is nobody's idea of it
+        word = "reproduced" if same else "NOT reproduced"
         said = f"{came}, {MEANING[came]}" if came is not None else "no verdict: it was stopped"
         yield f"{original.record.planned.name}: {word} ({said})"
         yield f"  run      {each.run}"
