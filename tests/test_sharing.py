@@ -279,6 +279,20 @@ def test_signatures_of_several_people_come_together(alice: Project, bob: Project
     assert (hers.parent / "another.json").read_text() == "{}"
 
 
+def test_what_somebody_has_pushed_is_not_replaced_by_another_of_its_name(
+    alice: Project, bob: Project, remote: Path, say: Say
+) -> None:
+    made(alice)
+    (pulled(alice).verifications / "one.json").write_text("hers")
+    say(alice, "push", RUN)
+    say(bob, "pull", RUN)
+    (pulled(bob).verifications / "one.json").write_text("his")
+    assert say(bob, "push", RUN).code == 0
+    assert git(remote, "show", f"{ref_of(RUN)}:verifications/one.json") == "hers"
+    say(bob, "pull", RUN)
+    assert (pulled(bob).verifications / "one.json").read_text() == "his"
+
+
 def test_who_pushes_at_the_same_time_loses_nothing(alice: Project, bob: Project, say: Say) -> None:
     """Her own pre-push hook, which is run as with every push, lets him be faster, once."""
     hers = made(alice).verifications / SIGNED
