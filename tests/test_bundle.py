@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import random
 import shutil
 import subprocess
@@ -447,6 +448,22 @@ def test_a_run_that_is_not_over_is_not_exported(run: RunFolder, project: Project
     run.write(msgspec.structs.replace(run.read(), ended=None))
     with pytest.raises(BadInputError, match="is not over"):
         exported(run, project, tmp_path / "x.zip")
+
+
+def test_folders_that_are_named_like_the_file_stay(run: RunFolder, project: Project, tmp_path: Path) -> None:
+    (tmp_path / ".venv-old").mkdir()
+    (tmp_path / ".venv-old" / "mine").write_text("mine\n")
+    exported(run, project, tmp_path / "venv")
+    assert (tmp_path / ".venv-old" / "mine").read_text() == "mine\n"
+
+
+def test_a_pipe_or_a_folder_is_not_replaced_by_a_bundle(run: RunFolder, project: Project, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name in ("pipe", "folder"):
+        with pytest.raises(BadInputError, match="no file"):
+            exported(run, project, tmp_path / name)
+    assert (tmp_path / "pipe").is_fifo()
 
 
 # the crate ------------------------------------------------------------------------------------------------------

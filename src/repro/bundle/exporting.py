@@ -26,6 +26,8 @@ from repro.record import Record, RunFolder, shown
 from repro.running.plan import INSIDE as MOUNTED
 
 Files = dict[str, Entry]
+# folders that begin so and nobody holds are removed: it is no name of the user's, or `-o venv` would cost a .venv-old
+EXPORTING = ".repro-exporting-"
 
 
 class Exported(Value, frozen=True, kw_only=True):
@@ -53,14 +55,15 @@ def export(
     Needs room for image and code twice while it lasts, and no memory to speak of.
 
     Raises:
-        BadInputError: the run is not over, or a name in it cannot be in a zip.
+        BadInputError: the run is not over, a name in it cannot be in a zip, or `path` is something else than a file.
         EnvironmentUnfitError: something of the run is lost, or the disk does not take it.
     """
     if record.ended is None:
         raise BadInputError(f"{record.planned.run} is not over", hints=[f"`repro wait {record.planned.run}`"])
+    _check_place(path)
     used = record.planned.image
     try:
-        with scratch.folder(f".{path.name}-", path.parent) as beside:
+        with scratch.folder(EXPORTING, path.parent) as beside:
             digest = hashlib.sha256(contents.canonical(record)).hexdigest()
             files = _own(record, folder) | _outputs(record, folder)
             files |= {name: _file(place) for name, place in contents.files_below(MOUNTED, INSIDE).items()}
@@ -92,6 +95,14 @@ def export(
             f"{path} cannot be written", evidence=[str(error)], hints=["`-o FILE` puts it on another disk"]
         ) from error
     return Exported(file=str(path), run=record.planned.run, record=digest, size=size, files=len(files))
+
+
+def _check_place(path: Path) -> None:
+    """A device or a pipe would be replaced by the file, and not be written to."""
+    if path.is_dir() or (path.exists() and not path.is_file()):
+        raise BadInputError(
+            f"{path} is there, and no file: a bundle would take its place", hints=["`-o FILE` names a file"]
+        )
 
 
 def _sorted(files: Files) -> list[tuple[str, Entry]]:
