@@ -12,20 +12,27 @@ import pytest
 from repro import identity
 from repro.project import Project
 from repro.record import RunFolder
-from repro.verdict import Level
+from repro.verdict import Level, Verification
 from tests.test_attest import ALICE, BOB, RERUN, line_of, openssh, verification
 from tests.test_sharing import RUN, Say, made, say  # noqa: F401
 
 
 @pytest.fixture
 def verified(project: Project) -> RunFolder:
-    """A run with one verification that is not signed."""
+    """A run with one verification that was made here and is not signed."""
     folder = made(project)
     (folder.verifications / "20261124-080000-toy-aa11bb.intoto.jsonl").unlink()
+    rerun = made(project, RERUN, reproduces=RUN)
     record = folder.read()
     assert record.ended is not None
-    found = verification(Level.BYTES, record=identity.record_digest(record), result=identity.result(record.ended))
-    (folder.verifications / f"{RERUN}.json").write_bytes(msgspec.json.encode(found))
+    found = verification(
+        Level.BYTES,
+        record=identity.record_digest(record),
+        result=identity.result(record.ended),
+        rerun_record=identity.record_digest(rerun.read()),
+    )
+    for path in (folder.verifications / f"{RERUN}.json", rerun.verification):
+        path.write_bytes(msgspec.json.encode(found))
     return folder
 
 
@@ -59,6 +66,25 @@ def test_what_is_signed_later_meets_a_policy(
     assert Path(signed["file"]).read_bytes() == before
     done = say(project, "verify", RUN, "--policy", policy, "--json")
     assert (done.code, json.loads(done.out)["signers"]) == (0, ["alice"]), done.err
+
+
+def test_what_others_say_of_a_run_is_not_signed_with_what_was_seen_here(
+    verified: RunFolder, project: Project, say: Say, key: str
+) -> None:
+    """It came with a pull or a bundle: two who sign it would be two witnesses of nothing."""
+    own = verified.verifications / f"{RERUN}.json"
+    forged = msgspec.structs.replace(msgspec.json.decode(own.read_bytes(), type=Verification), by="mallory")
+    theirs = verified.verifications / f"{RERUN[:-1]}9.json"
+    theirs.write_bytes(msgspec.json.encode(msgspec.structs.replace(forged, rerun=theirs.stem)))
+    done = say(project, "attest", RUN, "--sign", key, "--json")
+    assert (done.code, [each["verification"] for each in json.loads(done.out)]) == (0, [RERUN])
+    assert f"not signed  {theirs.stem}" in done.err
+    own.write_bytes(msgspec.json.encode(forged))
+    done = say(project, "attest", RUN, "--sign", key)
+    assert (done.code, "made in this project" in done.err) == (4, True)
+    RunFolder(project.runs / RERUN).verification.write_bytes(own.read_bytes())
+    RunFolder(project.runs / RERUN).elsewhere.touch()
+    assert say(project, "attest", RUN, "--sign", key).code == 4
 
 
 def test_a_verification_of_another_record_is_not_signed(

@@ -24,13 +24,13 @@ KEY = "an ed25519 key of OpenSSH: a private key's file, or a public one's, and s
 
 def register(add: Add) -> None:
     """The verb with its arguments."""
-    command = add(attest, "attest", "sign the verifications of a run, offline", json=True)
+    command = add(attest, "attest", "sign the verifications of a run that were made here, offline", json=True)
     command.add_argument("run", nargs="?", default="latest", help="the run, or one that reproduces it: that one alone")
     command.add_argument("--sign", required=True, metavar="KEY", help=KEY)
 
 
 def attest(args: argparse.Namespace, display: Display) -> int:
-    """A signed line for every verification, beside it."""
+    """A signed line for every verification that was made here, beside it."""
     from repro.tracking.lookup import find
 
     who = signer(args.sign)
@@ -41,6 +41,7 @@ def attest(args: argparse.Namespace, display: Display) -> int:
         only = record.planned.run
         record, folder = find(project, record.planned.reproduces)
     found = {path.stem: _read(path, record) for path in _verifications(record, folder, only)}
+    found = _made_here(found, project, display)
     signatures = [
         {
             "verification": name,
@@ -51,6 +52,41 @@ def attest(args: argparse.Namespace, display: Display) -> int:
     ]
     print(report.as_json(signatures) if args.json else "\n".join(each["file"] for each in signatures))
     return ExitCode.OK
+
+
+def _made_here(found: dict[str, Verification], project: Project, display: Display) -> dict[str, Verification]:
+    """Those whose rerun is in this project: of others, which came with a run, nobody here has seen anything.
+
+    Raises:
+        RefusedError: none is.
+    """
+    ours = {name: each for name, each in found.items() if _is_from_here(each, project)}
+    for name in found.keys() - ours.keys():
+        display.line(f"not signed  {name}, which was not run in this project")
+    if not ours:
+        raise RefusedError(
+            "none of the verifications is of a rerun that was made in this project",
+            evidence=sorted(found),
+            hints=["`repro reproduce RUN --sign KEY` makes one", "whoever made those can sign them"],
+        )
+    return ours
+
+
+def _is_from_here(verification: Verification, project: Project) -> bool:
+    from repro.record import RunFolder
+    from repro.verdict import Verification
+
+    rerun = verification.rerun
+    if not rerun or rerun != Path(rerun).name:
+        return False
+    folder = RunFolder(project.runs / rerun)
+    if folder.elsewhere.exists() or folder.archive.exists():  # pulled or imported
+        return False
+    try:
+        own = msgspec.json.decode(folder.verification.read_bytes(), type=Verification)
+        return own == verification and identity.record_digest(folder.read()) == verification.rerun_record
+    except (OSError, msgspec.MsgspecError, BadInputError):
+        return False
 
 
 def signer(key: str) -> Signer:
