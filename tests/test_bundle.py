@@ -112,6 +112,15 @@ def test_what_is_no_bundle_is_said_to_be_none(content: bytes, tmp_path: Path) ->
         pass
 
 
+def test_a_table_of_contents_that_is_said_to_be_all_of_a_huge_file_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "x").open("wb") as out:
+        out.truncate(1 << 40)  # a hole
+        out.seek(0, 2)
+        out.write(stored.END.pack(b"PK\5\6", 0, 0, 1, 1, 100, 0, 0))
+    with pytest.raises(BadInputError, match="is no bundle"), checking.opened(tmp_path / "x", quiet):
+        pass
+
+
 def test_a_zip_of_another_program_is_no_bundle(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("bomb", bytes(1 << 20))
@@ -420,6 +429,49 @@ LIES: dict[str, tuple[Callable[[dict[str, bytes]], Any], str]] = {
     "no code": (lambda files: files.pop("code.bundle"), "code.bundle is missing"),
     "another configuration": (lambda files: files.update({"config.json": b"{}"}), "config.json"),
 }
+
+
+def later(files: dict[str, bytes], **planned: Any) -> None:
+    """A record as a later version would write it, with a member that we do not know; the canonical form stays."""
+    record = msgspec.json.decode(files["record.json"])
+    record["planned"].update(planned, news="x")
+    files["record.json"] = msgspec.json.encode(record)
+
+
+def named(files: dict[str, bytes], **code: Any) -> None:
+    """A record of another commit, in both forms."""
+    record = msgspec.json.decode(files["record.json"], type=Record)
+    code = msgspec.structs.replace(record.planned.code, **code)  # type: ignore[assignment]
+    record = msgspec.structs.replace(record, planned=msgspec.structs.replace(record.planned, code=code))
+    files.update({"record.json": msgspec.json.encode(record), "record.canonical.json": identity.canonical(record)})
+
+
+LIES |= {
+    "the published name of another record": (
+        lambda files: later(files, command=["rm", "-rf", "/"]),
+        "is not the canonical form",
+    ),
+    "other digests to compare with": (
+        lambda files: files.update({"expected/results-sha256.txt": b""}),
+        "expected/results-sha256.txt is not what the record says",
+    ),
+    "an option of git as commit": (lambda files: named(files, commit="--no-index"), "names no commit: '--no-index'"),
+    "a ref as commit": (lambda files: named(files, commit="HEAD"), "names no commit: 'HEAD'"),
+    "another tree": (lambda files: named(files, tree="a" * 40), "does not hold the commit of the record"),
+    "no configuration": (lambda files: files.update({"config.json": b"{"}), "config.json is no JSON"),
+    "a deep configuration": (lambda files: files.update({"config.json": b"[" * 10**5}), "config.json is no JSON"),
+    "a deep record": (lambda files: files.update({"record.json": b'{"a":' * 10**5}), "record.json is no JSON"),
+    "a deep member": (
+        lambda files: later(files, config=msgspec.json.decode(b'{"a":' * 600 + b"1" + b"}" * 600)),
+        "the record cannot be read",
+    ),
+    "no git bundle": (lambda files: files.update({"code.bundle": b"# v3\n@object-format=\xff\n"}), "git"),
+}
+
+
+def test_a_record_of_a_later_version_is_taken_with_the_name_that_it_has_there(bundle: Path, tmp_path: Path) -> None:
+    newer = rewritten(bundle, tmp_path / "newer.zip", later)
+    assert imported(newer, tmp_path).record == imported(bundle, tmp_path / "other").record
 
 
 @pytest.mark.parametrize("lie", LIES)

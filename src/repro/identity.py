@@ -36,6 +36,19 @@ def canonical(value: Any) -> bytes:
     return rfc8785.dumps(_plain(value))
 
 
+def plain(value: Any) -> Any:
+    """What a canonical form was made of: the way back of `canonical`, from decoded JSON."""
+    if isinstance(value, list):
+        return [plain(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    if value.keys() == {"$integer"}:
+        return int(value["$integer"])
+    if value.keys() == {"$float"}:
+        return float(value["$float"])
+    return {key.removeprefix("$"): plain(each) for key, each in value.items()}
+
+
 def record_digest(record: Record) -> str:
     """The sha256 that names a record. Only that of a run which is over stays as it is."""
     return hashlib.sha256(canonical(record)).hexdigest()

@@ -8,11 +8,12 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
-from repro import tolerant
-from repro.bundle import contents
+from repro import identity, tolerant
+from repro.bundle import contents, script
 from repro.bundle.contents import CANONICAL, CODE_BUNDLE, DATA, IMAGE, MANIFEST, OUTPUTS, RECORD
 from repro.bundle.stored import Reader
 from repro.errors import BadInputError
@@ -22,6 +23,7 @@ from repro.images.pieces import Progress, Say
 from repro.record import Record
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,200}")
+OBJECT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # nothing that git could take for an option, or for another's name
 NAMED = 10  # of several damaged files
 HINTS = ("copy it again from where it came, or have it exported again",)
 
@@ -85,8 +87,13 @@ def check(reader: Reader, say: Say) -> Checked:
     files = {name: member.size for name, member in reader.members.items()}
     checked = Checked(record=record, digest=digest, files=files, sha256=digests, image=_image(reader, files, record))
     strange = _foreign(checked)
-    if "config.json" not in names or msgspec.json.decode(reader.read("config.json")) != record.planned.config:
+    if "config.json" not in names or _json(reader, "config.json") != record.planned.config:
         strange.append("config.json is not the configuration in the record")
+    strange += [
+        f"{name} is not what the record says of the outputs"
+        for name, text in script.lists(record.ended.outputs if record.ended else ()).items()
+        if name not in names or reader.read(name) != text
+    ]
     if strange:
         raise _damaged(reader, strange)
     return checked
@@ -146,24 +153,35 @@ def _damaged(reader: Reader, found: list[str]) -> BadInputError:
 
 
 def _record(reader: Reader) -> Record:
-    content = reader.read(RECORD)
+    plain, form = _json(reader, RECORD), _json(reader, CANONICAL)
     try:
-        plain = msgspec.json.decode(content)
         record, unknown = tolerant.read(plain, Record)
-    except msgspec.DecodeError as error:
+        named = tolerant.read(identity.plain(form), Record)[0] if unknown else record
+        ours, told = contents.canonical(record), contents.canonical(named) if unknown else reader.read(CANONICAL)
+    except (TypeError, ValueError, RecursionError) as error:  # msgspec's are ValueErrors
         raise BadInputError(
             f"{reader.path}: the record cannot be read; another version of repro may have written it",
             evidence=[str(error)],
             hints=["REPRODUCE.md in it tells how to use it without repro"],
         ) from error
-    # of a record with members that we do not know, the canonical form is not ours to tell
-    if not unknown and contents.canonical(record) != reader.read(CANONICAL):
+    # how members that we do not know look in it is not ours to tell; what we know is the same in both
+    if ours != told:
         raise _damaged(reader, [f"{CANONICAL} is not the canonical form of {RECORD}"])
     if record.ended is None:
         raise _damaged(reader, [f"{RECORD} is of a run that is not over"])
     if not NAME.fullmatch(record.planned.run):
         raise _damaged(reader, [f"{record.planned.run!r} is no id of a run"])
+    code = record.planned.code
+    if not (OBJECT.fullmatch(code.commit) and OBJECT.fullmatch(code.tree)):
+        raise _damaged(reader, [f"{RECORD} names no commit: {code.commit!r}, tree {code.tree!r}"])
     return record
+
+
+def _json(reader: Reader, name: str) -> Any:
+    try:
+        return msgspec.json.decode(reader.read(name))
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise _damaged(reader, [f"{name} is no JSON that can be read: {error}"]) from error
 
 
 def _image(reader: Reader, files: dict[str, int], record: Record) -> oci.Content | None:

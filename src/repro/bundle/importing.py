@@ -14,6 +14,7 @@ from repro.bundle.stored import Reader
 from repro.cleaning import housekeeping
 from repro.code import gitbundle
 from repro.code.checkout import write_commit
+from repro.code.repository import git
 from repro.engines.engine import Engine, connect
 from repro.errors import BadInputError, EnvironmentUnfitError, RefusedError
 from repro.experiment import DatasetConfig, Value
@@ -168,15 +169,25 @@ def _unpack_run(checked: Checked, reader: Reader, temporary: Path) -> None:
 def _check_code(checked: Checked, reader: Reader, archive: Path, temporary: Path) -> None:
     """See that the bundled commit holds the files that are in the bundle, and keep what stands behind LFS pointers."""
     planned = checked.record.planned
-    git = temporary / "git"
-    git.mkdir()
-    repository = gitbundle.opened(archive, git)
+    bare = temporary / "git"
+    bare.mkdir()
+    repository = gitbundle.opened(archive, bare)
+    held = git(repository.top, "rev-parse", "-q", "--verify", f"{planned.code.commit}^{{tree}}", fine=(0, 1, 128))
+    if held.decode().strip() != planned.code.tree:
+        raise BadInputError(
+            f"{reader.path}: {CODE_BUNDLE} does not hold the commit of the record; no run was made of it",
+            evidence=[
+                f"commit {planned.code.commit}, tree {planned.code.tree}",
+                f"found  {held.decode().strip() or 'none'}",
+            ],
+            hints=["have it exported again"],
+        )
     there = {checked.sha256[name]: name for name in checked.files if name.startswith(CODE)}
     for sha256 in gitbundle.contents(repository, planned.code.commit, planned.code_prefix) & there.keys():
         _unpack(reader, there[sha256], temporary / "content")
         gitbundle.keep_content(archive, sha256, temporary / "content")
     if (archive / gitbundle.LFS).is_dir():
-        (git / gitbundle.LFS).symlink_to(archive / gitbundle.LFS)
+        (bare / gitbundle.LFS).symlink_to(archive / gitbundle.LFS)
     files = temporary / "files"
     write_commit(repository, planned.code.commit, planned.code_prefix, files)
     found = {CODE + name: path for name, path in _written(files)}

@@ -137,7 +137,7 @@ class Reader:
         if count == MANY or LARGE in (size, offset):
             tail = self._at(length - END.size - LOCATOR.size - END64.size, END64.size)
             *_, count, size, offset = END64.unpack(tail)
-        if size > TABLE_LIMIT or offset + size > length:
+        if length - offset > TABLE_LIMIT or not 0 <= length - offset - size < 1 << 10:
             raise ValueError("its last bytes do not say where its table of contents is")
         rest = self._at(offset, length - offset)
         members = list(_parsed(rest, count))

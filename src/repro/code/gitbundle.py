@@ -18,6 +18,7 @@ from repro.errors import BadInputError
 BLOCK = 1 << 20
 NAME = "code.bundle"
 LFS = "lfs"
+LINE = 256  # bytes of a line that are looked at
 # each of these would let what a repository or its owner happens to have decide about the bytes
 _PLAIN = tuple(
     word
@@ -91,9 +92,9 @@ def opened(archive: Path, folder: Path) -> Repository:
     """
     bundle = archive / NAME
     with bundle.open("rb") as file:
-        file.readline()
-        second = file.readline()
-    kind = second.decode().strip().removeprefix("@object-format=") if second.startswith(b"@object-format=") else "sha1"
+        file.readline(LINE)
+        second = file.readline(LINE)
+    kind = "sha256" if second == b"@object-format=sha256\n" else "sha1"
     git(folder, "init", "-q", "--bare", "--template=", f"--object-format={kind}", ".")
     git(folder, *_PLAIN, "bundle", "unbundle", str(bundle.absolute()))
     if (archive / LFS).is_dir():

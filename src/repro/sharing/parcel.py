@@ -180,9 +180,9 @@ class Parcel:
             self.record = msgspec.json.decode(raw, type=Record)
         except StopIteration:
             raise _strange(run, f"it holds no {RECORD}") from None
-        except msgspec.DecodeError as error:
+            self.digest = identity.record_digest(self.record)
+        except (ValueError, RecursionError) as error:  # msgspec's are ValueErrors
             raise _strange(run, f"its record cannot be read: {error}") from error
-        self.digest = identity.record_digest(self.record)
         if self.record.planned.run != run:
             raise _strange(run, f"its record is of run {self.record.planned.run}")
         code = self.record.planned.code
