@@ -661,6 +661,47 @@ def test_what_a_shell_would_understand_is_quoted(run: RunFolder, tmp_path: Path)
     assert printed[printed.index("--env") + 1] == f"ODD={odd}"
 
 
+def test_a_run_that_left_nothing_to_compare_is_not_called_reproduced(run: RunFolder, tmp_path: Path) -> None:
+    record = run.read()
+    ended = msgspec.structs.replace(record.ended, exit_code=None, end=End.LOST, outputs=())  # type: ignore[type-var]
+    (tmp_path / "reproduce.sh").write_text(text_of(msgspec.structs.replace(record, ended=ended)))
+    done = subprocess.run(
+        ["sh", "reproduce.sh"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PATH": "/usr/bin:/bin", "DOCKER": "true"},
+    )
+    assert (done.returncode, "there is nothing to compare" in done.stderr) == (3, True), done.stderr
+
+
+@pytest.mark.parametrize("shell", [["dash"], ["bash", "--posix"]], ids=lambda shell: shell[0])
+@pytest.mark.parametrize("cut", ["exit 1", "| head -n 1"], ids=["nothing", "a part"])
+def test_a_comparison_that_was_not_made_or_not_to_its_end_is_no_success(
+    run: RunFolder, tmp_path: Path, shell: list[str], cut: str
+) -> None:
+    whole = text_of(run.read())
+    functions = whole[whole.index("say() {") : whole.index("\ncalled_in=")]
+    (tmp_path / "expected").mkdir()
+    (tmp_path / "new" / "outputs").mkdir(parents=True)
+    for name in ("a", "b"):
+        (tmp_path / "new" / "outputs" / name).write_text(name)
+    listed = script.sums({name: contents.of_bytes(name.encode()).sha256 for name in ("a", "b")})
+    (tmp_path / "expected" / "results-sha256.txt").write_bytes(listed)
+    begin = f"here={tmp_path} out={tmp_path}/new differ=0 lines=0\n{functions}\n"
+    end = "compared results-sha256.txt ''\necho $lines $differ\n"
+    broken = f"sha256sum() {{ {cut}; }}\n" if cut[0] == "e" else f'sha256sum() {{ command sha256sum "$@" {cut}; }}\n'
+    for name, text in {"well.sh": begin + end, "broken.sh": begin + broken + end}.items():
+        (tmp_path / name).write_text(text)
+    well, wrong = (
+        subprocess.run([*shell, name], cwd=tmp_path, capture_output=True, text=True, check=False)
+        for name in ("well.sh", "broken.sh")
+    )
+    assert (well.returncode, well.stdout) == (0, "same bytes  a\nsame bytes  b\n2 0\n"), well.stderr
+    assert (wrong.returncode, "which shows nothing" in wrong.stderr) == (3, True), wrong.stdout
+
+
 def test_a_file_name_that_no_zip_can_hold_is_told(run: RunFolder, project: Project, tmp_path: Path) -> None:
     (project.root / "caf\udce9").write_text("latin-1\n")
     made = commit(project.root)

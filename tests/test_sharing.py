@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -437,6 +438,7 @@ def changed_record(folder: RunFolder) -> bytes:
     [
         (lambda folder: {"record.json": ("100644", changed_record(folder))}, "and its commit tells"),
         (lambda folder: {"record.json": ("100644", b"{}")}, "its record cannot be read"),
+        (lambda folder: {"record.json": ("100644", b'{"planned":' * 10**5)}, "its record cannot be read"),
         (lambda folder: {"evil": ("100644", b"x")}, "it holds evil"),
         (lambda folder: {"inputs/x": ("120000", b"/etc/passwd")}, "it holds inputs/x"),
         (lambda folder: {".lease": ("100644", b"x")}, "it holds .lease"),
@@ -445,7 +447,18 @@ def changed_record(folder: RunFolder) -> bytes:
         (lambda folder: {"outputs/other": ("100644", b"43\n")}, "is not the one of its record"),
         (lambda folder: {"logs/big": ("100644", b"0" * (65 << 20))}, "it is larger than 67 MB"),
     ],
-    ids=["record", "no record", "name", "link", "lease", "executable", "output", "another output", "huge"],
+    ids=[
+        "record",
+        "no record",
+        "deep record",
+        "name",
+        "link",
+        "lease",
+        "executable",
+        "output",
+        "another output",
+        "huge",
+    ],
 )
 def test_what_nobody_has_pushed_so_is_not_taken(
     alice: Project,
@@ -462,6 +475,35 @@ def test_what_nobody_has_pushed_so_is_not_taken(
     assert (done.code, said in done.err) == (3, True), done.err
     assert not pulled(bob).path.exists()
     assert list(bob.runs.glob(".pulling*")) == []
+
+
+def test_a_few_trees_that_say_to_be_millions_of_files_are_not_listed(
+    alice: Project, bob: Project, remote: Path, say: Say
+) -> None:
+    made(alice)
+    say(alice, "push", RUN)
+    oid, kind = git(remote, "hash-object", "-w", "--stdin", stdin="x"), "100644 blob"
+    for _ in range(8):
+        oid = git(remote, "mktree", stdin="".join(f"{kind} {oid}\t{name}\n" for name in "0123456789"))
+        kind = "040000 tree"
+    tip = git(remote, "rev-parse", ref_of(RUN))
+    logs = git(remote, "mktree", stdin=f"040000 tree {oid}\tlogs\n")
+    bomb = git(remote, "commit-tree", logs, stdin=git(remote, "log", "-1", "--format=%B", tip))
+    git(remote, "update-ref", ref_of(RUN), bomb)
+    began = time.monotonic()
+    done = say(bob, "pull", RUN)
+    assert (done.code, "more than 100,000 files" in done.err) == (3, True), done.err
+    assert time.monotonic() - began < 20
+
+
+@pytest.mark.parametrize("kind", ["blob", "tree"])
+def test_a_ref_that_is_of_no_commit_is_told(alice: Project, bob: Project, remote: Path, say: Say, kind: str) -> None:
+    made(alice)
+    say(alice, "push", RUN)
+    name = {"blob": ":record.json", "tree": "^{tree}"}[kind]
+    git(remote, "update-ref", ref_of(RUN), git(remote, "rev-parse", ref_of(RUN) + name))
+    done = say(bob, "pull", RUN)
+    assert (done.code, "its ref is of no commit" in done.err) == (3, True), done.err
 
 
 def renamed(folder: RunFolder, run: str, **code: str) -> RunFolder:

@@ -24,22 +24,28 @@ entry() { # NAME SIZE THE-SAME-AS-A-FIELD CHECKSUM
 
 layers_of() { "$engine" image inspect --format '{{range .RootFS.Layers}}{{.}} {{end}}' "$1" 2>/dev/null || :; }
 
-# One line for each file of a list; $differ counts those that are not the same.
+# One line for each file of a list; $differ counts those that are not the same. What is not said to be the same is not.
 compared() { # LIST WHAT-A-DIFFERENCE-MEANS
     [ -s "expected/$1" ] || return 0
+    wanted=0 told=0
+    while IFS= read -r line; do wanted=$((wanted + 1)); done <"expected/$1"
     found=$(cd "$out/outputs" && sha256sum -c "$here/expected/$1" 2>/dev/null) || :
     while IFS= read -r line; do
         case $line in
         *': OK') printf 'same bytes  %s\n' "${line%: OK}" ;;
         *': FAILED open or read') printf 'missing     %s\n' "${line%: FAILED open or read}" && differ=$((differ + 1)) ;;
         *': FAILED') printf 'differs     %s%s\n' "${line%: FAILED}" "$2" && differ=$((differ + 1)) ;;
+        *) continue ;;
         esac
-        lines=$((lines + 1))
+        told=$((told + 1))
     done <<END
 $found
 END
+    [ "$told" = "$wanted" ] || lost "sha256sum compared $told of the $wanted files in expected/$1, which shows nothing"
+    lines=$((lines + wanted))
 }
 
+unset CDPATH
 export LC_ALL=C
 called_in=$(pwd)
 cd "$(dirname "$0")" || exit 3
@@ -64,6 +70,9 @@ for each in docker podman; do
 done
 [ -n "$engine" ] || lost "neither docker nor podman is on PATH"
 said=$("$engine" info 2>&1) || lost "$engine does not answer: $said"
+
+[ -n "$exit_code" ] || [ -s expected/results-sha256.txt ] || [ -s expected/by-meaning-sha256.txt ] ||
+    lost "nobody knows how this run ended, and it left no results: there is nothing to compare"
 
 say "checking the files of the bundle"
 checked=$(sha256sum -c manifest-sha256.txt 2>&1) || { odd "$checked" && lost "files of this bundle are not as they were written"; }
@@ -119,8 +128,9 @@ compared by-meaning-sha256.txt ' (in bytes; repro compares files of this kind by
 results=$lines wrong=$differ
 compared by-products-sha256.txt ' (a by-product, which may differ)'
 if [ "$wrong" = 0 ]; then
-    printf 'REPRODUCED  %s: the exit code and %s result files, byte for byte\n' "$run" "$results"
+    printf 'REPRODUCED  %s: %s%s result files, byte for byte\n' "$run" "${exit_code:+the exit code and }" "$results"
     exit 0
 fi
-printf 'DIFFERS     %s: %s of %s results\n' "$run" "$wrong" "$((results + 1))"
+[ -z "$exit_code" ] || results=$((results + 1))
+printf 'DIFFERS     %s: %s of %s results\n' "$run" "$wrong" "$results"
 exit 1

@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from repro import identity, scratch
-from repro.code.repository import Repository, blobs, git
+from repro.code.repository import Repository, blobs, git, reading
 from repro.errors import EnvironmentUnfitError, RefusedError
 from repro.experiment import Value
 from repro.record import Record, RunFolder, shown, write_atomic
@@ -30,6 +30,8 @@ NEEDED_FOLDERS, OPTIONAL_FOLDERS = ("inputs", "verifications"), ("journal", "log
 OUTPUTS = "outputs"
 FILE_LIMIT = 16 << 20  # bytes: of an optional file; git keeps everything for ever
 LIMIT = 64 << 20  # bytes, of all of it
+ENTRIES = 100_000  # files, of all of it
+BLOCK = 1 << 16
 SIGNED = ".intoto.jsonl"
 OBJECT = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 DIGEST = re.compile(rb"^record sha256:([0-9a-f]{64})$", re.MULTILINE)
@@ -119,7 +121,7 @@ def pack(repository: Repository, folder: RunFolder, record: Record, packed: Pack
         RefusedError: the remote has another record under the id of this run.
     """
     digest = identity.record_digest(record)
-    before = {entry.path: entry for entry in _listed(repository, parent)} if parent else {}
+    before = {entry.path: entry for entry in _listed(repository, parent, record.planned.run)} if parent else {}
     if parent and (theirs := _told(repository, parent)) != digest:
         raise RefusedError(
             f"the remote has another record of run {record.planned.run}",
@@ -170,17 +172,17 @@ class Parcel:
     def __init__(self, repository: Repository, commit: str, run: str) -> None:
         """Raises EnvironmentUnfitError: it is not what the ref says, or holds what no run folder has."""
         self._repository, self.run = repository, run
-        self._entries = _listed(repository, commit)
+        self._entries = _listed(repository, commit, run)
         if sum(entry.size for entry in self._entries) > LIMIT:
             raise _strange(run, f"it is larger than {LIMIT / 1e6:,.0f} MB")
         if wrong := [shown(entry.path) for entry in self._entries if not _allowed(entry)]:
             raise _strange(run, f"it holds {wrong[0]}")
         try:
             raw = next(iter(self._contents([entry for entry in self._entries if entry.path == RECORD])))[1]
-            self.record = msgspec.json.decode(raw, type=Record)
+            self.record: Record = msgspec.json.decode(raw, type=Record)
+            self.digest: str = identity.record_digest(self.record)
         except StopIteration:
             raise _strange(run, f"it holds no {RECORD}") from None
-            self.digest = identity.record_digest(self.record)
         except (ValueError, RecursionError) as error:  # msgspec's are ValueErrors
             raise _strange(run, f"its record cannot be read: {error}") from error
         if self.record.planned.run != run:
@@ -231,12 +233,24 @@ class Parcel:
         yield from zip((entry.path for entry in entries), contents, strict=True)
 
 
-def _listed(repository: Repository, commit: str) -> list[_Entry]:
-    lines = os.fsdecode(git(repository.top, "ls-tree", "-r", "-l", "-z", "--full-tree", commit)).split("\0")[:-1]
-    found = []
-    for line in lines:
-        mode, _kind, oid, size = line.split("\t", 1)[0].split()
-        found.append(_Entry(mode=mode, oid=oid, size=0 if size == "-" else int(size), path=line.split("\t", 1)[1]))
+def _listed(repository: Repository, commit: str, run: str) -> list[_Entry]:
+    """What a commit holds. A few trees, each ten times in the next one, are a thousand million files: nobody sent them.
+
+    Raises:
+        EnvironmentUnfitError: it holds more than any run, or is no commit.
+    """
+    if git(repository.top, "cat-file", "-t", commit).strip() != b"commit":
+        raise _strange(run, "its ref is of no commit")
+    found, rest = [], b""
+    with reading(repository.top, "ls-tree", "-r", "-l", "-z", "--full-tree", commit) as listing:
+        while block := listing.read(BLOCK):
+            *lines, rest = (rest + block).split(b"\0")
+            for line in map(os.fsdecode, lines):
+                mode, _kind, oid, size = line.split("\t", 1)[0].split()
+                path = line.split("\t", 1)[1]
+                found.append(_Entry(mode=mode, oid=oid, size=0 if size == "-" else int(size), path=path))
+            if len(found) > ENTRIES or len(rest) > BLOCK:
+                raise _strange(run, f"it holds more than {ENTRIES:,} files")
     return found
 
 
