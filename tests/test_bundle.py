@@ -346,6 +346,17 @@ def test_an_imported_run_is_what_it_was_and_its_bundle_the_same_file_again(
     assert sorted(path.name for path in (root / "runs").iterdir()) == [".gitignore", done.run]
 
 
+def test_of_two_imports_at_once_the_slower_one_finds_the_run_there(bundle: Path, tmp_path: Path) -> None:
+    other: list[importing.Imported] = []
+
+    def meanwhile(line: str) -> None:
+        if line == "unpacking the run" and not other:
+            other.append(imported(bundle, tmp_path))
+
+    slower = importing.bring(bundle, Project(tmp_path), engine=no_engine, say=meanwhile)
+    assert (other[0].new, slower.new, slower.folder) == (("run",), (), other[0].folder)
+
+
 def test_another_run_of_the_same_id_is_left_alone(bundle: Path, run: RunFolder, project: Project) -> None:
     record = run.read()
     run.write(msgspec.structs.replace(record, planned=msgspec.structs.replace(record.planned, name="other")))

@@ -19,10 +19,11 @@ import pytest
 
 from repro import cli, identity
 from repro.code import source
+from repro.code.repository import open_repository
 from repro.project import Project
 from repro.record import OutputFile, Record, RunFolder
-from repro.sharing import images
-from repro.sharing.remote import hide, ref_of, runs
+from repro.sharing import images, pulling
+from repro.sharing.remote import Remote, hide, ref_of, runs
 from repro.tracking import publisher
 from repro.tracking.tracking import State
 from tests.conftest import commit
@@ -313,6 +314,20 @@ def test_who_pushes_at_the_same_time_loses_nothing(alice: Project, bob: Project,
     assert "1 file added" in say(alice, "pull", RUN).err
     say(bob, "pull", RUN)
     assert "line of a, too" in (pulled(bob).verifications / SIGNED).read_text()
+
+
+def test_of_two_pulls_at_once_the_slower_one_finds_the_run_there(alice: Project, bob: Project, say: Say) -> None:
+    state = State(uri=SERVER, experiment_id="1", run="ab" * 16, ended=True, artifacts=True)
+    made(alice).tracking.write_bytes(msgspec.json.encode(state))
+    say(alice, "push", RUN)
+    remote = Remote(open_repository(bob.root), "origin")
+
+    def meanwhile() -> str:
+        assert say(bob, "pull", RUN).code == 0
+        return SERVER
+
+    found = pulling.fetch(RUN, bob, remote, remote.refs(lambda _: None), lambda _: None, uri=meanwhile)
+    assert (found.folder, found.added) == (str(pulled(bob).path), ())
 
 
 # submodules, Git LFS --------------------------------------------------------------------------------------------

@@ -73,8 +73,7 @@ def bring(path: Path, project: Project, *, engine: Callable[[], Engine], say: Sa
                 new = _data(checked, reader, say)
                 loaded, notices = _image(checked, reader, engine, say)
                 if not known:  # last: what is found under its id is there with all that belongs to it
-                    (temporary / "run").rename(folder.path)
-                    new = ["run", *new]
+                    new = [*(["run"] if _appeared(temporary / "run", folder, checked) else []), *new]
             housekeeping.remember(project.runs)
     except OSError as error:
         raise EnvironmentUnfitError(
@@ -101,6 +100,17 @@ def _is_here(folder: RunFolder, checked: Checked) -> bool:
             evidence=[f"its record.json: sha256 {here}", f"the bundle's:    sha256 {there}"],
             hints=["import it elsewhere: REPRO_RUNS_DIR=FOLDER, or an empty folder"],
         )
+    return True
+
+
+def _appeared(made: Path, folder: RunFolder, checked: Checked) -> bool:
+    """Give the run its place; False: another import of the bundle was faster."""
+    try:
+        made.rename(folder.path)
+    except OSError:
+        if not _is_here(folder, checked):
+            raise
+        return False
     return True
 
 

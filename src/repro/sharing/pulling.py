@@ -152,7 +152,15 @@ def _written(parcel: Parcel, here: Path, project: Project, uri: Callable[[], str
         if known is None or known.uri != uri():
             RunFolder(folder).tracking.unlink(missing_ok=True)
         RunFolder(folder).elsewhere.touch()
-        folder.rename(here)
+        try:
+            folder.rename(here)
+        except OSError:  # another pull was faster
+            before = _read(here)
+            if before is None:
+                raise
+            if identity.record_digest(before) != parcel.digest:
+                raise _another(parcel.run, "this project", identity.record_digest(before), parcel.digest) from None
+            return parcel.add(RunFolder(here))
     return []
 
 
