@@ -26,7 +26,7 @@ from repro.code.repository import open_repository
 from repro.engines.engine import Engine
 from repro.errors import BadInputError, EnvironmentUnfitError, RefusedError
 from repro.project import Project
-from repro.record import Code, End, Ended, Record, RunFolder, Started
+from repro.record import Code, DatasetUsed, End, Ended, FileUsed, Record, RunFolder, Started
 from tests.conftest import commit
 from tests.test_plan import decided
 
@@ -711,6 +711,19 @@ def test_a_comparison_that_was_not_made_or_not_to_its_end_is_no_success(
     )
     assert (well.returncode, well.stdout) == (0, "same bytes  a\nsame bytes  b\n2 0\n"), well.stderr
     assert (wrong.returncode, "which shows nothing" in wrong.stderr) == (3, True), wrong.stdout
+
+
+def test_a_thin_bundle_tells_where_data_is_from_without_the_password_to_it(
+    run: RunFolder, project: Project, tmp_path: Path
+) -> None:
+    record = with_config(
+        run.read(), data={"d": {"files": {"x": "a" * 64}, "sources": ["https://me:hidden@example.com/d"]}}
+    )
+    used = DatasetUsed(name="d", digest="b" * 64, files=(FileUsed(path="x", size=1, sha256="a" * 64),), folder="/d")
+    run.write(msgspec.structs.replace(record, planned=msgspec.structs.replace(record.planned, data=(used,))))
+    with zipfile.ZipFile(exported(run, project, tmp_path / "x.zip")) as archive:
+        told = archive.read("fetch.txt").decode()
+    assert "\thttps://example.com/d/x\n" in told
 
 
 def test_a_file_name_that_no_zip_can_hold_is_told(run: RunFolder, project: Project, tmp_path: Path) -> None:

@@ -82,9 +82,9 @@ def obtain(
                 if refusal is None:
                     _publish(part, held)
                     seconds = time.monotonic() - began
-                    say(f"{path}: {_size(held.stat().st_size)} in {seconds:.1f} s from {_shown(place)}")
+                    say(f"{path}: {_size(held.stat().st_size)} in {seconds:.1f} s from {public(place)}")
                     return []
-                refusals.append(f"{_shown(place)}: {refusal}")
+                refusals.append(f"{public(place)}: {refusal}")
                 if refusal != ABSENT:  # the usual answer of a local source
                     say(refusals[-1])
         finally:
@@ -192,7 +192,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         error = inner
 
 
-def _shown(place: str) -> str:
+def public(place: str) -> str:
     """A place as text, without the password that its URL may carry."""
     return re.sub(r"(?<=://)[^/@]*@", "", place)
 

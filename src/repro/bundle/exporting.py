@@ -16,6 +16,7 @@ from repro.bundle.stored import Writer
 from repro.code import gitbundle
 from repro.code.checkout import write_commit
 from repro.code.repository import Repository, open_repository
+from repro.download import public
 from repro.engines.engine import Engine
 from repro.errors import BadInputError, EnvironmentUnfitError
 from repro.experiment import DatasetConfig, Value
@@ -245,9 +246,9 @@ def _fetch(record: Record) -> bytes:
     configured = record.planned.config.get("data") or {}
     for dataset in record.planned.data:
         sources = msgspec.convert(configured[dataset.name], DatasetConfig).sources if dataset.name in configured else ()
-        public = [source.rstrip("/") for source in sources if "://" in source and not source.startswith("file:")]
+        remote = [source for source in sources if "://" in source and not source.startswith("file:")]
         for file in dataset.files:
-            urls = " ".join(f"{source}/{file.path}" for source in public)
+            urls = " ".join(f"{public(source).rstrip('/')}/{file.path}" for source in remote)
             lines.append((file.sha256, str(file.size), f"{DATA}{dataset.name}/{file.path}", urls or "-"))
     return "".join("\t".join(line) + "\n" for line in lines).encode()
 
