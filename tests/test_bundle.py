@@ -449,12 +449,17 @@ def later(files: dict[str, bytes], **planned: Any) -> None:
     files["record.json"] = msgspec.json.encode(record)
 
 
-def named(files: dict[str, bytes], **code: Any) -> None:
-    """A record of another commit, in both forms."""
+def planned(files: dict[str, bytes], **changes: Any) -> None:
+    """Another record, in both forms."""
     record = msgspec.json.decode(files["record.json"], type=Record)
-    code = msgspec.structs.replace(record.planned.code, **code)  # type: ignore[assignment]
-    record = msgspec.structs.replace(record, planned=msgspec.structs.replace(record.planned, code=code))
+    record = msgspec.structs.replace(record, planned=msgspec.structs.replace(record.planned, **changes))
     files.update({"record.json": msgspec.json.encode(record), "record.canonical.json": identity.canonical(record)})
+
+
+def named(files: dict[str, bytes], **code: Any) -> None:
+    """A record of another commit."""
+    used = msgspec.json.decode(files["record.json"], type=Record).planned.code
+    planned(files, code=msgspec.structs.replace(used, **code))
 
 
 LIES |= {
@@ -465,6 +470,13 @@ LIES |= {
     "other digests to compare with": (
         lambda files: files.update({"expected/results-sha256.txt": b""}),
         "expected/results-sha256.txt is not what the record says",
+    ),
+    "a run that is a way out": (lambda files: planned(files, run="../x"), "'../x' is no id of a run"),
+    "a dataset that is a mount": (
+        lambda files: planned(
+            files, data=(DatasetUsed(name="a,source=/root", digest="b" * 64, files=(), folder="/d"),)
+        ),
+        "is no name of a dataset",
     ),
     "an option of git as commit": (lambda files: named(files, commit="--no-index"), "names no commit: '--no-index'"),
     "a ref as commit": (lambda files: named(files, commit="HEAD"), "names no commit: 'HEAD'"),
@@ -670,6 +682,17 @@ def test_what_a_shell_would_understand_is_quoted(run: RunFolder, tmp_path: Path)
     printed = subprocess.run(["sh", "x.sh"], cwd=tmp_path, capture_output=True, check=True).stdout.decode().split("\0")
     assert printed[-4:] == ["IMAGE", "echo", odd, ""]
     assert printed[printed.index("--env") + 1] == f"ODD={odd}"
+
+
+def test_odd_names_of_outputs_are_found_by_sha256sum(tmp_path: Path) -> None:
+    names = ["-", "--check", "$(id)", "new\nline", " x ", "a: OK", "*"]
+    for name in names:
+        (tmp_path / name).write_text(name)
+    listed = script.lists(manifest.of(tmp_path).files)[script.RESULTS]
+    done = subprocess.run(
+        ["sha256sum", "-c"], input=listed, cwd=tmp_path, capture_output=True, check=False, env={"LC_ALL": "C"}
+    )
+    assert (done.returncode, len(done.stdout.splitlines())) == (0, len(names)), done.stdout + done.stderr
 
 
 def test_a_run_that_left_nothing_to_compare_is_not_called_reproduced(run: RunFolder, tmp_path: Path) -> None:

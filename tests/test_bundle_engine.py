@@ -16,12 +16,16 @@ from pathlib import Path
 
 import pytest
 
+from repro.bundle import checking
 from repro.bundle.stored import Reader
 from repro.engines.engine import connect
+from repro.errors import BadInputError
+from repro.images import oci
 from repro.project import Project
 from repro.record import RunFolder, folders
 from tests.conftest import commit, script, write_experiment
 from tests.second_engine import SecondEngine, second_engine
+from tests.test_bundle import rewritten
 
 pytestmark = pytest.mark.engine
 
@@ -190,6 +194,26 @@ def test_a_changed_byte_of_image_data_and_code_is_found_and_named_and_nothing_is
         assert (done.returncode, f"  | {name}: expected " in done.stderr) == (2, True), done.stderr
     assert list((tmp_path / "there").iterdir()) == []
     assert node.client().images.list(all=True) == []
+
+
+def test_an_image_with_the_right_layers_and_an_environment_of_its_own_is_refused(bundle: Path, tmp_path: Path) -> None:
+    def change(files: dict[str, bytes]) -> None:
+        manifest = json.loads(files["image/manifest.json"])[0]
+        config = json.loads(files.pop(f"image/{manifest['Config']}"))
+        index = json.loads(files["image/index.json"])["manifests"][0]
+        del files[f"image/{oci.BLOBS}{index['digest'].removeprefix('sha256:')}"]
+        config["config"]["Env"] = [*(config["config"].get("Env") or ()), "LD_PRELOAD=/data/numbers/two"]
+        content = json.dumps(config).encode()
+        name = hashlib.sha256(content).hexdigest()
+        blobs = [each.removeprefix(oci.BLOBS) for each in manifest["Layers"]]
+        layers = [(each, len(files[f"image/{oci.BLOBS}{each}"])) for each in blobs]
+        made, small = oci._frame(manifest["RepoTags"][0], name, len(content), layers, index["platform"])
+        small |= {oci.BLOBS + name: content, oci.BLOBS + hashlib.sha256(made).hexdigest(): made}
+        files.update({f"image/{each}": text for each, text in small.items()})
+
+    lying = rewritten(bundle, tmp_path / "lying.zip", change)
+    with pytest.raises(BadInputError, match="another environment"), checking.opened(lying, print):
+        pass
 
 
 PROGRAMS = ["docker", "sh", "cat", "chmod", "dirname", "head", "id", "ln", "ls", "mkdir", "sha256sum", "tail"]

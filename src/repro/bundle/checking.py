@@ -171,6 +171,8 @@ def _record(reader: Reader) -> Record:
         raise _damaged(reader, [f"{RECORD} is of a run that is not over"])
     if not NAME.fullmatch(record.planned.run):
         raise _damaged(reader, [f"{record.planned.run!r} is no id of a run"])
+    if strange := [dataset.name for dataset in record.planned.data if not NAME.fullmatch(dataset.name)]:
+        raise _damaged(reader, [f"{strange[0]!r} is no name of a dataset"])
     code = record.planned.code
     if not (OBJECT.fullmatch(code.commit) and OBJECT.fullmatch(code.tree)):
         raise _damaged(reader, [f"{RECORD} names no commit: {code.commit!r}, tree {code.tree!r}"])
@@ -192,6 +194,8 @@ def _image(reader: Reader, files: dict[str, int], record: Record) -> oci.Content
     used = record.planned.image
     if content.tag != used.tag or used.layers not in (content.layers, ()):  # earlier versions listed none
         raise _damaged(reader, [f"{IMAGE} holds {content.tag}, and the run used {used.tag}; or its layers differ"])
+    if used.settings not in (content.settings, ""):
+        raise _damaged(reader, [f"{IMAGE} holds an image with another environment or entry point than the run's"])
     return content
 
 

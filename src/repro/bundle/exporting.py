@@ -215,9 +215,10 @@ def _data(record: Record) -> Files:
 def _image(record: Record, engine: Engine, beside: Path, say: Say) -> oci.Layout:
     used = record.planned.image
     there = [each for each in map(engine.image, (used.id, used.tag)) if each]
+    same = [each for each in there if used.settings in (each.settings, "")]
     # records of earlier versions list no layers, and have to be content with the id
     found = next(
-        (each for each in there if each.layers == used.layers or (not used.layers and each.id == used.id)), None
+        (each for each in same if each.layers == used.layers or (not used.layers and each.id == used.id)), None
     )
     if found is None:
         raise EnvironmentUnfitError(

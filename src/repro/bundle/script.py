@@ -39,7 +39,11 @@ def lists(outputs: Sequence[OutputFile]) -> dict[str, bytes]:
     for file in outputs:
         result = BY_MEANING if file.canonical else RESULTS
         groups[result if file.role == "result" else BY_PRODUCTS].append(file)
-    return {name: sums({file.path: file.sha256 for file in files}) for name, files in groups.items()}
+    return {name: sums({_path(file): file.sha256 for file in files}) for name, files in groups.items()}
+
+
+def _path(file: OutputFile) -> str:
+    return "./-" if file.path == "-" else file.path  # `-` is what is typed, to sha256sum
 
 
 def sums(digests: Mapping[str, str]) -> bytes:

@@ -40,7 +40,12 @@ class ImageFacts(Value, frozen=True, kw_only=True):
     @property
     def settings(self) -> str:
         """One sha256 over what of its configuration reaches a run, which brings the rest by itself."""
-        return hashlib.sha256(msgspec.json.encode([sorted(self.env), self.entrypoint])).hexdigest()
+        return settings(self.env, self.entrypoint)
+
+
+def settings(env: Sequence[str], entrypoint: Sequence[str]) -> str:
+    """Environment and entry point as one sha256."""
+    return hashlib.sha256(msgspec.json.encode([sorted(env), tuple(entrypoint)])).hexdigest()
 
 
 def is_index(found: dict[str, Any]) -> bool:

@@ -19,6 +19,7 @@ from typing import IO, Any
 
 import msgspec
 
+from repro.engines import imagefacts
 from repro.engines.engine import Engine
 from repro.engines.imagefacts import ImageFacts
 from repro.errors import BadInputError, EnvironmentUnfitError
@@ -59,6 +60,7 @@ class Content(Value, frozen=True, kw_only=True):
     tag: str
     spec: str
     layers: tuple[str, ...]  # diff ids
+    settings: str  # as in a record: sha256 over environment and entry point
 
 
 # writing --------------------------------------------------------------------------------------------------------
@@ -385,7 +387,9 @@ def _described(sizes: Mapping[str, int], read: Callable[[str], bytes], path: Pat
     files[BLOBS + _sha256(own)] = own
     if wrong := sorted(name for name, content in files.items() if read(name) != content):
         raise _damaged(path, f"{', '.join(wrong)} is not as `repro export-image` writes it")
-    return Content(tag=tag, spec=spec, layers=layers)
+    given = config.get("config") or {}
+    settings = imagefacts.settings(given.get("Env") or (), given.get("Entrypoint") or ())
+    return Content(tag=tag, spec=spec, layers=layers, settings=settings)
 
 
 def _size(sizes: Mapping[str, int], digest: str, path: Path) -> int:
