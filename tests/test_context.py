@@ -93,7 +93,8 @@ def test_a_declared_folder_is_taken_without_what_never_belongs_to_an_image(root:
 
 def test_what_runs_write_is_no_part_of_the_whole_project_unless_it_is_named(root: Path) -> None:
     before = read(root, ".")
-    for name in ("runs/1/record.json", "mlflow.db", "mlflow.db-wal", "mlartifacts/1/x", "conf/local/default.yaml"):
+    ours = ("runs/1/record.json", "mlflow.db", "mlflow.db-wal", "mlartifacts/1/x", "conf/local/default.yaml")
+    for name in (*ours, "20261123-191500-mnist-3f9c1a.crate.zip"):
         write(root, name)
     assert read(root, ".") == before
     write(root, "src/runs/a.py")  # a name of ours elsewhere is the user's

@@ -675,3 +675,12 @@ def test_the_tracking_store_beside_the_code_is_not_part_of_it(tmp_path: Path) ->
     assert not source.capture(root).dirty
     put(root, {"more.py": "1\n"})
     assert "mlflow.db" not in git(root, "ls-tree", "-r", "--name-only", source.capture(root).commit)
+
+
+def test_a_bundle_beside_the_code_is_not_part_of_it_and_other_crates_are(tmp_path: Path) -> None:
+    root = committed(tmp_path / "r")
+    put(root, {"20261123-191500-mnist-3f9c1a.crate.zip": "x", ".repro-exporting-abc/code.bundle": "x"})
+    assert not source.capture(root).dirty
+    put(root, {"of-somebody.crate.zip": "x"})
+    listed = git(root, "ls-tree", "-r", "--name-only", source.capture(root).commit)
+    assert [name for name in listed.split() if "crate" in name or "exporting" in name] == ["of-somebody.crate.zip"]

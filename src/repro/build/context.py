@@ -24,7 +24,7 @@ from repro.experiment import Value
 NEVER = frozenset({".git", "__pycache__", ".repro", ".venv"})
 WRITTEN = (  # by runs and by us, and for one machine: in a context only if declared by name
     *("repro.lock", "pylock.*.toml"),
-    *("runs", "mlartifacts", "mlruns", "mlflow.db*"),
+    *("runs", "mlartifacts", "mlruns", "mlflow.db*", "*.crate.zip"),
     "conf/local",
 )
 COMMENT = re.compile(r"(^|\s)#.*$")  # pip's own

@@ -22,7 +22,11 @@ from repro.experiment import Value
 from repro.record import Code, shown
 
 MAX_FILE = 50_000_000  # bytes; larger untracked files are refused: they are data, and git keeps them for ever
-STORE = ("mlflow.db", "mlflow.db-*", "mlflow.db.*")  # MLflow's, which every run writes: never part of the code
+RUN = f"{'[0-9]' * 8}-{'[0-9]' * 6}-*-{'[0-9a-f]' * 6}"
+OURS = (  # never part of the code
+    *("mlflow.db", "mlflow.db-*", "mlflow.db.*"),  # MLflow's, which every run writes
+    *(f"{RUN}.crate.zip", ".repro-exporting-*"),  # of `repro export`, here by default
+)
 
 Say = Callable[[str], None]
 
@@ -193,7 +197,7 @@ def _max_file() -> int:
 
 def _list(repository: Repository) -> _Listing:
     answer = git(
-        repository.top, "ls-files", "-s", "-v", "-c", "-o", "-z", "--exclude-standard", *(f"-x{name}" for name in STORE)
+        repository.top, "ls-files", "-s", "-v", "-c", "-o", "-z", "--exclude-standard", *(f"-x{name}" for name in OURS)
     )
     tracked, untracked = [], []
     for line in os.fsdecode(answer).split("\0")[:-1]:
@@ -275,7 +279,7 @@ def _write_tree(
             *(["--sparse"] if sparse else []),
             "--",
             ".",
-            *(f":(exclude,glob)**/{name}" for name in STORE),
+            *(f":(exclude,glob)**/{name}{below}" for name in OURS for below in ("", "/**")),
             index=index,
         )
         if nested:
