@@ -76,6 +76,7 @@ def test_what_others_say_of_a_run_is_not_signed_with_what_was_seen_here(
     forged = msgspec.structs.replace(msgspec.json.decode(own.read_bytes(), type=Verification), by="mallory")
     theirs = verified.verifications / f"{RERUN[:-1]}9.json"
     theirs.write_bytes(msgspec.json.encode(msgspec.structs.replace(forged, rerun=theirs.stem)))
+    (verified.verifications / "junk.json").write_bytes(b"[" * 10**5)
     done = say(project, "attest", RUN, "--sign", key, "--json")
     assert (done.code, [each["verification"] for each in json.loads(done.out)]) == (0, [RERUN])
     assert f"not signed  {theirs.stem}" in done.err

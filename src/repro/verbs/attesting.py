@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from repro import identity, report
+from repro import identity, printable, report
 from repro.display import Display
 from repro.errors import BadInputError, ExitCode, RefusedError
 from repro.project import Project
@@ -40,8 +40,9 @@ def attest(args: argparse.Namespace, display: Display) -> int:
     if record.planned.reproduces:
         only = record.planned.run
         record, folder = find(project, record.planned.reproduces)
-    found = {path.stem: _read(path, record) for path in _verifications(record, folder, only)}
-    found = _made_here(found, project, display)
+    found = {
+        path.stem: _read(path, record) for path in _made_here(_verifications(record, folder, only), project, display)
+    }
     signatures = [
         {
             "verification": name,
@@ -54,38 +55,42 @@ def attest(args: argparse.Namespace, display: Display) -> int:
     return ExitCode.OK
 
 
-def _made_here(found: dict[str, Verification], project: Project, display: Display) -> dict[str, Verification]:
+def _made_here(paths: list[Path], project: Project, display: Display) -> list[Path]:
     """Those whose rerun is in this project: of others, which came with a run, nobody here has seen anything.
 
     Raises:
         RefusedError: none is.
     """
-    ours = {name: each for name, each in found.items() if _is_from_here(each, project)}
-    for name in found.keys() - ours.keys():
-        display.line(f"not signed  {name}, which was not run in this project")
+    ours = [path for path in paths if _is_from_here(path, project)]
+    for path in paths:
+        if path not in ours:
+            display.line(f"not signed  {printable.line(path.stem)}, which was not run in this project")
     if not ours:
         raise RefusedError(
             "none of the verifications is of a rerun that was made in this project",
-            evidence=sorted(found),
+            evidence=[printable.line(path.stem) for path in paths],
             hints=["`repro reproduce RUN --sign KEY` makes one", "whoever made those can sign them"],
         )
     return ours
 
 
-def _is_from_here(verification: Verification, project: Project) -> bool:
+def _is_from_here(path: Path, project: Project) -> bool:
+    """Whether the rerun is a run of this project, and says the same of itself. Nothing of others' is read."""
     from repro.record import RunFolder
     from repro.verdict import Verification
 
-    rerun = verification.rerun
-    if not rerun or rerun != Path(rerun).name:
-        return False
-    folder = RunFolder(project.runs / rerun)
-    if folder.elsewhere.exists() or folder.archive.exists():  # pulled or imported
+    rerun = RunFolder(project.runs / path.stem)
+    if rerun.elsewhere.exists() or rerun.archive.exists() or not rerun.verification.is_file():  # pulled or imported
         return False
     try:
-        own = msgspec.json.decode(folder.verification.read_bytes(), type=Verification)
-        return own == verification and identity.record_digest(folder.read()) == verification.rerun_record
-    except (OSError, msgspec.MsgspecError, BadInputError):
+        content = rerun.verification.read_bytes()
+        own = msgspec.json.decode(content, type=Verification)
+        return (
+            content == path.read_bytes()
+            and own.rerun == path.stem
+            and own.rerun_record == identity.record_digest(rerun.read())
+        )
+    except (OSError, ValueError, RecursionError, BadInputError):
         return False
 
 
