@@ -19,7 +19,7 @@ from repro.experiment import Experiment, Resources
 from repro.inside import repro_keras
 from repro.project import Project
 from repro.record import Code, DatasetUsed, FileUsed, Gpu, Host, Record, RunFolder, Started
-from repro.restoring import ceiling, codes, datasets, frozen, replan
+from repro.restoring import again, auditing, ceiling, codes, datasets, frozen, ingredients, materials, replan
 from repro.running import determinism
 from repro.verdict import Ingredient, Level
 from tests.conftest import commit, script
@@ -357,3 +357,19 @@ def test_data_is_found_by_its_bytes_wherever_they_are(
 def test_a_record_of_code_names_its_commit() -> None:
     code = Code(commit="c" * 40, tree="t", head="h", branch=None, remote=None, dirty=True)
     assert codes.look(recorded(code=code), RunFolder(Path("/nowhere")), Project(Path("/"))).recorded.endswith("c" * 40)
+
+
+def test_what_others_left_in_a_run_and_nobody_can_read_stops_nothing(tmp_path: Path) -> None:
+    """It came with a pull or a bundle: JSON without end, and bytes that are no text."""
+    folder = RunFolder(tmp_path)
+    for each in (folder.verifications, folder.inputs):
+        each.mkdir()
+    (folder.verifications / "deep.json").write_bytes(b"[" * 10**5)
+    (folder.verifications / "bytes.json").write_bytes(b"\xff")
+    (folder.inputs / "Dockerfile").write_bytes(b"FROM x\xff\n")
+    assert again.read(folder) == []
+    assert materials._inputs(folder) == {"Dockerfile": "FROM x\ufffd\n"}
+    folder.config_json.write_bytes(b"[" * 10**5)
+    problems = list(auditing._record(Record(planned=decided().planned), folder))
+    assert "config.json is not the recorded configuration" in problems
+    assert ingredients._other_json(folder.config_json, b"{}")

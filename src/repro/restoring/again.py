@@ -89,7 +89,7 @@ def read(original: RunFolder) -> list[Verification]:
     """The attempts at a run that left their verification beside it; what cannot be read says nothing."""
     found = []
     for path in sorted(original.verifications.glob("*.json")):
-        with contextlib.suppress(OSError, msgspec.MsgspecError):
+        with contextlib.suppress(OSError, msgspec.MsgspecError, RecursionError):
             found.append(msgspec.json.decode(path.read_bytes(), type=Verification))
     return found
 

@@ -71,7 +71,7 @@ def _record(record: Record, folder: RunFolder) -> Iterator[str]:
     if folder.config_json.is_file():
         try:
             same = msgspec.json.decode(folder.config_json.read_bytes()) == planned.config
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, RecursionError):
             same = False
         if not same:
             yield "config.json is not the recorded configuration"

@@ -98,7 +98,7 @@ def _other_json(path: Path, own: bytes) -> bool:
 
     try:
         return canonical(msgspec.json.decode(path.read_bytes())) != own
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, msgspec.MsgspecError, RecursionError):
         return True
 
 

@@ -87,7 +87,7 @@ def gather(original: Side, source: Source, here: Workshop) -> Materials:
         code=planned.code,
         code_prefix=planned.code_prefix,
         code_folder=str(code),
-        diff=folder.diff.read_text(encoding="utf-8") if folder.diff.is_file() else "",
+        diff=folder.diff.read_text(encoding="utf-8", errors="replace") if folder.diff.is_file() else "",
         image=_used(planned.image, found, rebuilt=rebuilt),
         image_env=found.env,
         inputs=_inputs(folder) | ({} if same else _contents(here.engine, found, display.notice)),
@@ -174,7 +174,9 @@ def _used(before: ImageUsed, found: ImageFacts, *, rebuilt: bool) -> ImageUsed:
 def _inputs(folder: RunFolder) -> dict[str, str]:
     """What the recorded image was made from and what is in it."""
     files = (path for path in sorted(folder.inputs.rglob("*")) if path.is_file())
-    return {path.relative_to(folder.inputs).as_posix(): path.read_text(encoding="utf-8") for path in files}
+    return {
+        path.relative_to(folder.inputs).as_posix(): path.read_text(encoding="utf-8", errors="replace") for path in files
+    }
 
 
 def _contents(engine: Engine, found: ImageFacts, say: Say) -> dict[str, str]:
