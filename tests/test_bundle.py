@@ -27,6 +27,7 @@ from repro.engines.engine import Engine
 from repro.errors import BadInputError, EnvironmentUnfitError, RefusedError
 from repro.project import Project
 from repro.record import Code, DatasetUsed, End, Ended, FileUsed, Record, RunFolder, Started
+from repro.restoring import codes
 from tests.conftest import commit
 from tests.test_plan import decided
 
@@ -344,6 +345,18 @@ def test_an_imported_run_is_what_it_was_and_its_bundle_the_same_file_again(
     assert exported(found, Project(root), tmp_path / "again.zip").read_bytes() == bundle.read_bytes()
     assert imported(bundle, root).new == ()
     assert sorted(path.name for path in (root / "runs").iterdir()) == [".gitignore", done.run]
+
+
+def test_a_run_that_reproduces_an_imported_one_has_its_code_too(bundle: Path, tmp_path: Path) -> None:
+    original = Path(imported(bundle, tmp_path / "there").folder)
+    again = RunFolder(original.parent / "20261124-080000-toy-aa11bb")
+    shutil.copytree(original, again.path, ignore=shutil.ignore_patterns("archive"))
+    record = again.read()
+    planned = msgspec.structs.replace(record.planned, run=again.path.name, reproduces=original.name)
+    again.write(msgspec.structs.replace(record, planned=planned))
+    project = Project(tmp_path / "there")
+    assert codes.look(again.read(), again, project).found == (f"bundle {original / 'archive' / 'code.bundle'}",)
+    assert exported(again, project, tmp_path / "again.zip").is_file()
 
 
 def test_of_two_imports_at_once_the_slower_one_finds_the_run_there(bundle: Path, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from repro.images import oci
 from repro.images.pieces import Progress, Say
 from repro.project import Project, cache_folder
 from repro.record import Record, RunFolder, shown
+from repro.restoring import codes
 from repro.running.plan import INSIDE as MOUNTED
 
 Files = dict[str, Entry]
@@ -152,11 +153,11 @@ def _code(record: Record, folder: RunFolder, project: Project, beside: Path, say
     """The commit as a git bundle, and its files as they were mounted."""
     say("packing the code")
     bundle, files = beside / CODE_BUNDLE, beside / "code"
-    commit = record.planned.code.commit
-    if (folder.archive / CODE_BUNDLE).is_file():
+    commit, archive = record.planned.code.commit, codes.keeper(record, folder).archive
+    if (archive / CODE_BUNDLE).is_file():
         (beside / "git").mkdir()
-        repository, prefix = gitbundle.opened(folder.archive, beside / "git"), record.planned.code_prefix
-        bundle = folder.archive / CODE_BUNDLE
+        repository, prefix = gitbundle.opened(archive, beside / "git"), record.planned.code_prefix
+        bundle = archive / CODE_BUNDLE
     else:
         repository, prefix = open_repository(project.root), prefix_of(record, project)
         gitbundle.write(repository, commit, prefix, bundle)

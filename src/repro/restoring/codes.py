@@ -37,9 +37,17 @@ def bundle(folder: RunFolder) -> Path:
     return folder.archive / BUNDLE
 
 
+def keeper(record: Record, folder: RunFolder) -> RunFolder:
+    """The folder whose archive has the code: a run that reproduces an imported one has none of its own."""
+    original = record.planned.reproduces
+    if bundle(folder).is_file() or not original or original != Path(original).name:
+        return folder
+    return RunFolder(folder.path.parent / original)
+
+
 def look(record: Record, folder: RunFolder, project: Project, *, ask: bool = False, deep: bool = False) -> Ingredient:
     """Where the code of a run is. `ask` lets remotes answer; `deep` reads every byte of it."""
-    code = record.planned.code
+    code, folder = record.planned.code, keeper(record, folder)
     found: list[str] = []
     remarks: list[str] = []
     repository = around(project)
@@ -207,7 +215,7 @@ def materialise(record: Record, folder: RunFolder, project: Project) -> tuple[Pa
         BadInputError: it is nowhere; `look` says so before.
         EnvironmentUnfitError: the folder cannot be written.
     """
-    planned = record.planned
+    planned, folder = record.planned, keeper(record, folder)
     snapshot = source.Snapshot(
         **{name: getattr(planned.code, name) for name in planned.code.__struct_fields__}, prefix=planned.code_prefix
     )
