@@ -216,6 +216,45 @@ def test_an_image_with_the_right_layers_and_an_environment_of_its_own_is_refused
         pass
 
 
+def test_a_tag_that_another_image_has_stays_with_it(bundle: Path, tmp_path: Path, node: SecondEngine) -> None:
+    assert elsewhere(tmp_path / "first", "import", str(bundle), DOCKER_HOST=node.url).returncode == 0
+    client = node.client()
+    (image,) = client.images.list()
+    name, _, version = image.tags[0].rpartition(":")
+    clear(node)
+    client.images.load(b"".join(_of_one_file()))
+    mine = client.images.list(all=True)[0]
+    mine.tag(name, version)
+    done = elsewhere(tmp_path / "second", "import", str(bundle), DOCKER_HOST=node.url)
+    assert (done.returncode, "and stays so" in done.stderr) == (0, True), done.stderr
+    assert client.images.get(f"{name}:{version}").id == mine.id
+    assert client.images.get(image.id).tags == [f"{name}:{version}-{image.id.removeprefix('sha256:')[:12]}"]
+    done = elsewhere(tmp_path / "third", "import", str(bundle), DOCKER_HOST=node.url)
+    assert (done.returncode, "stays so" in done.stderr) == (0, False), done.stderr
+    clear(node)
+
+
+def _of_one_file() -> Iterator[bytes]:
+    """An image as `docker save` writes it."""
+    import io
+    import tarfile
+
+    def packed(files: dict[str, bytes]) -> bytes:
+        out = io.BytesIO()
+        with tarfile.open(fileobj=out, mode="w") as archive:
+            for name, content in files.items():
+                entry = tarfile.TarInfo(name)
+                entry.size = len(content)
+                archive.addfile(entry, io.BytesIO(content))
+        return out.getvalue()
+
+    layer = packed({"mine": b"mine"})
+    facts = {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(layer).hexdigest()}"]}
+    config = json.dumps({"architecture": "amd64", "os": "linux", "config": {}, "rootfs": facts}).encode()
+    listed = json.dumps([{"Config": "c.json", "RepoTags": ["mine:1"], "Layers": ["l.tar"]}]).encode()
+    yield packed({"c.json": config, "l.tar": layer, "manifest.json": listed})
+
+
 PROGRAMS = ["docker", "sh", "cat", "chmod", "dirname", "head", "id", "ln", "ls", "mkdir", "sha256sum", "tail"]
 
 

@@ -142,9 +142,10 @@ def _image(checked: Checked, reader: Reader, engine: Callable[[], Engine], say: 
     if content is None:
         return [], []
     connected = engine()
-    present = connected.image(content.tag)
-    if present and present.layers == content.layers:
-        return [], []
+    for name in (content.tag, checked.record.planned.image.id):
+        present = connected.image(name)
+        if present and (present.layers, present.settings) == (content.layers, content.settings):
+            return [], []
     say(f"loading {content.tag}")
     layout = contents.part(checked.files, IMAGE)
     progress = Progress("loaded", sum(layout.values()), say)
@@ -155,8 +156,11 @@ def _image(checked: Checked, reader: Reader, engine: Callable[[], Engine], say: 
             yield block
 
     loaded, before = oci.put(connected, content, blocks())
-    if before and before.id != loaded.id:
-        return ["image"], [f"{content.tag} was {before.id} and is {loaded.id} now; runs of the first one keep its id"]
+    if before and before.id != loaded.id:  # what this project's own runs use is not for a bundle to decide
+        own = f"{content.tag}-{loaded.id.removeprefix('sha256:')[:12]}"
+        connected.tag(loaded.id, own)
+        connected.tag(before.id, content.tag)
+        return ["image"], [f"{content.tag} is another image here, and stays so; that of the bundle is {own}"]
     return ["image"], []
 
 
