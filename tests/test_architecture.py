@@ -14,7 +14,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "repro"
 # A room is a folder of the library; "" is its top. A module imports only from the rooms above its own, and from what
 # stands left of it: so arrows between rooms point one way, too.
 ROOMS = (
-    ("", "start errors experiment tolerant project guard scratch record identity results printable verdict"),
+    ("", "start errors experiment tolerant project guard scratch record foreign identity results printable verdict"),
     ("stabilize", "form wire texts arrays hdf5 pictures pages tensorflows archives registry worker apart pairing"),
     ("", "manifest report config display download data"),
     ("secrets", "masking secretsources secretsfolder"),
@@ -37,7 +37,7 @@ ROOMS = (
     ("", "keeper"),
     ("cleaning", "pins housekeeping leftovers reaping pruning"),
     ("", "execution"),
-    ("restoring", "frozen codes held datasets ingredients ceiling replan materials again auditing repeating"),
+    ("restoring", "consent frozen codes held datasets ingredients ceiling replan materials again auditing repeating"),
     ("bundle", "stored contents crate script exporting checking importing"),
     ("verbs", "findings enginecheck doctor ui imaging locking life comparing attesting sharing bundling reproducing"),
     ("", "run cli __main__"),

@@ -213,6 +213,21 @@ def test_a_missing_secret_is_a_lost_ingredient(lab: Project, repro: Repro) -> No
     assert repro("reproduce", "latest", MY_TOKEN="hush").returncode == 0
 
 
+def test_a_run_of_somebody_else_takes_no_secrets_unasked(lab: Project, repro: Repro, tmp_path: Path) -> None:
+    script(lab, "toy.sh", "cat /run/secrets/TOKEN > $REPRO_OUTPUTS/x")
+    script(lab, "give.sh", f"touch {tmp_path}/asked; echo hush")
+    first, folder = run(repro, lab, "+secrets.TOKEN.command='sh give.sh'")
+    (tmp_path / "asked").unlink()
+    folder.elsewhere.touch()
+    for more in ((), ("--dry-run",), ("--offline",)):
+        done = repro("reproduce", first.planned.run, *more)
+        assert done.returncode == 4, done.stderr
+        assert "secret TOKEN: program sh give.sh" in done.stderr
+    assert not (tmp_path / "asked").exists()
+    assert repro("reproduce", first.planned.run, "--give-secrets").returncode == 0
+    assert (tmp_path / "asked").exists()
+
+
 def test_a_failed_run_has_nothing_to_compare_with(lab: Project, repro: Repro) -> None:
     script(lab, "toy.sh", "exit 3")
     assert repro("run", "experiment=toy", OFF).returncode == 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from repro import tolerant
+from repro import foreign, tolerant
 from repro.bundle import contents
 from repro.bundle.contents import CANONICAL, CODE_BUNDLE, DATA, IMAGE, MANIFEST, OUTPUTS, RECORD
 from repro.bundle.stored import Reader
@@ -21,7 +20,6 @@ from repro.images import oci
 from repro.images.pieces import Progress, Say
 from repro.record import Record
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,200}")
 NAMED = 10  # of several damaged files
 HINTS = ("copy it again from where it came, or have it exported again",)
 
@@ -159,10 +157,8 @@ def _record(reader: Reader) -> Record:
     # of a record with members that we do not know, the canonical form is not ours to tell
     if not unknown and contents.canonical(record) != reader.read(CANONICAL):
         raise _damaged(reader, [f"{CANONICAL} is not the canonical form of {RECORD}"])
-    if record.ended is None:
-        raise _damaged(reader, [f"{RECORD} is of a run that is not over"])
-    if not NAME.fullmatch(record.planned.run):
-        raise _damaged(reader, [f"{record.planned.run!r} is no id of a run"])
+    if found := foreign.strange(record):
+        raise _damaged(reader, [f"{RECORD}: {each}" for each in found])
     return record
 
 

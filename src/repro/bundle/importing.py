@@ -157,6 +157,7 @@ def _unpack_run(checked: Checked, reader: Reader, temporary: Path) -> None:
     made = RunFolder(temporary / "run")
     for each in (made.outputs, made.logs, made.journal, made.archive):
         each.mkdir(parents=True)
+    made.elsewhere.touch()  # first of all: until then nobody knows that others decided what is in it
     own = (*contents.KEPT_FOLDERS, OUTPUTS)
     for name in checked.files:
         if name in contents.KEPT or name.startswith(own):
