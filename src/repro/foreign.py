@@ -25,7 +25,7 @@ def _names(planned: Planned) -> Iterator[str]:
     code = planned.code
     if not all(OBJECT.fullmatch(each) for each in (code.commit, code.tree)):
         yield "its record names no commit"
-    if planned.code_prefix and not _inside(planned.code_prefix):
+    if planned.code_prefix and not _inside(planned.code_prefix.rstrip("/")):
         yield f"the project's folder {planned.code_prefix!r} is not inside its repository"
     for name in (planned.image.id, planned.image.tag):
         if name and (not IMAGE.fullmatch(name) or ".." in name):

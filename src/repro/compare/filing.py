@@ -13,7 +13,7 @@ from repro.compare import intervals, leaves
 from repro.compare.tolerance import Margin
 from repro.experiment import Value
 from repro.record import Canonical, OutputFile
-from repro.stabilize.apart import Apart
+from repro.stabilize.apart import Apart, UnsettledError
 from repro.verdict import Compared, Level
 
 RENAMED = "name"  # the stabilizer of a file whose name alone is another
@@ -111,9 +111,12 @@ def compare(pair: Pair, margin: Margin | None, repeats: Sequence[Repeat], means:
         if before.path == after.path:
             return pair.found(Level.BYTES)
         return pair.found(Level.STABILIZED, stabilizer=RENAMED)
-    if stabilizer := _stabilized(pair, means.apart):
-        return pair.found(Level.STABILIZED, stabilizer=stabilizer)
     remark = ""
+    try:
+        if stabilizer := _stabilized(pair, means.apart):
+            return pair.found(Level.STABILIZED, stabilizer=stabilizer)
+    except UnsettledError as error:
+        remark = f"its stabilizer came to no end ({error})"
     if margin:
         both = pair.contents()
         if both is None:
@@ -137,7 +140,11 @@ def _stabilized(pair: Pair, apart: Apart) -> str | None:
 
 
 def _canonical(outputs: Path, file: OutputFile, apart: Apart) -> Canonical | None:
-    """By the stabilizer of this version, if the file is there and what was recorded."""
+    """By the stabilizer of this version, if the file is there and what was recorded.
+
+    Raises:
+        UnsettledError: nobody can tell.
+    """
     try:
         with _opened(outputs, file) as opened:
             return apart.canonical(file.path, opened, file.sha256)

@@ -35,15 +35,15 @@ def verified(
     original: Record, basis: Basis, *, rerun: Record | None = None, verdict: Verdict | None = None
 ) -> Verification:
     """The verification of one attempt; without a verdict, one that came to nothing."""
-    planned, ended = original.planned, original.ended
+    planned = original.planned
     return Verification(
         run=planned.run,
         record=identity.record_digest(original),
         run_key=planned.run_key,
-        result=(ended.result or identity.result(ended)) if ended else "",
+        result=identity.result_of(original),
         rerun=rerun.planned.run if rerun else None,
         rerun_record=identity.record_digest(rerun) if rerun and rerun.ended else None,
-        rerun_result=(rerun.ended.result or identity.result(rerun.ended)) if rerun and rerun.ended else None,
+        rerun_result=identity.result_of(rerun) if rerun and rerun.ended else None,
         at=datetime.now(timezone.utc),
         by=user_name(),
         repro=__version__,
