@@ -20,7 +20,7 @@ ROOMS = (
     ("stabilize", "form wire texts arrays hdf5 pictures pages tensorflows archives registry worker apart"),
     ("", "manifest report config display download data"),
     ("secrets", "masking secretsources secretsfolder"),
-    ("code", "repository lfs checkout suspects source gitbundle"),
+    ("code", "repository prefixes lfs checkout suspects source gitbundle"),
     ("engines", "answers imagefacts endpoint refusal repodigest engine glance registry probe"),
     ("build", "dockerfile context builder buildcache"),
     ("recipe", "base pylock spec assembly inputs explain floating"),

@@ -81,7 +81,10 @@ def test_a_run_that_is_not_deterministic_differs(lab: Project, repro: Repro) -> 
     assert done.returncode == 1, done.stderr
     (found,) = json.loads(done.stdout)
     assert (found["reached"], found["verdict"]["level"]) == (False, 1)
-    assert [each.reached for each in left(folder)] == [False]
+    (kept,) = left(folder)
+    assert kept.verdict is not None
+    assert (kept.reached, kept.verdict.explanation[:24]) == (False, "proven non-determinism: ")
+    assert f"  why      {kept.verdict.explanation}" in repro("reproduce", first.planned.run).stdout
 
 
 def test_it_is_run_as_often_as_wanted_and_planned_without_running(lab: Project, repro: Repro) -> None:

@@ -12,7 +12,7 @@ from repro.bundle.checking import Checked, opened
 from repro.bundle.contents import CODE, CODE_BUNDLE, DATA, IMAGE, OUTPUTS, RECORD
 from repro.bundle.stored import Reader
 from repro.cleaning import housekeeping
-from repro.code import gitbundle
+from repro.code import gitbundle, prefixes
 from repro.code.checkout import write_commit
 from repro.engines.engine import Engine, connect
 from repro.errors import BadInputError, EnvironmentUnfitError, RefusedError
@@ -172,14 +172,15 @@ def _check_code(checked: Checked, reader: Reader, archive: Path, temporary: Path
     git = temporary / "git"
     git.mkdir()
     repository = gitbundle.opened(archive, git)
+    prefix = prefixes.of(repository.top, planned)
     there = {checked.sha256[name]: name for name in checked.files if name.startswith(CODE)}
-    for sha256 in gitbundle.contents(repository, planned.code.commit, planned.code_prefix) & there.keys():
+    for sha256 in gitbundle.contents(repository, planned.code.commit, prefix) & there.keys():
         _unpack(reader, there[sha256], temporary / "content")
         gitbundle.keep_content(archive, sha256, temporary / "content")
     if (archive / gitbundle.LFS).is_dir():
         (git / gitbundle.LFS).symlink_to(archive / gitbundle.LFS)
     files = temporary / "files"
-    write_commit(repository, planned.code.commit, planned.code_prefix, files)
+    write_commit(repository, planned.code.commit, prefix, files)
     found = {CODE + name: path for name, path in _written(files)}
     wanted = {name for name in checked.files if name.startswith(CODE)}
     if wrong := sorted(wanted ^ found.keys()) or [

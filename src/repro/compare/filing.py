@@ -16,6 +16,7 @@ from repro.record import Canonical, OutputFile
 from repro.stabilize.apart import Apart, UnsettledError
 from repro.verdict import Compared, Level
 
+UNSETTLED = "its stabilizer came to no end"
 RENAMED = "name"  # the stabilizer of a file whose name alone is another
 
 Repeat = tuple[Path, OutputFile]  # outputs of a run, and the file in them
@@ -116,7 +117,7 @@ def compare(pair: Pair, margin: Margin | None, repeats: Sequence[Repeat], means:
         if stabilizer := _stabilized(pair, means.apart):
             return pair.found(Level.STABILIZED, stabilizer=stabilizer)
     except UnsettledError as error:
-        remark = f"its stabilizer came to no end ({error})"
+        remark = f"{UNSETTLED} ({error})"
     if margin:
         both = pair.contents()
         if both is None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from repro import __version__, identity
+from repro.compare import differences
 from repro.compare.comparing import Side, compare
 from repro.compare.tolerance import Tolerance
 from repro.errors import EnvironmentUnfitError, ReproError
@@ -161,6 +162,8 @@ def attempt(
     verdict = None
     if record.ended and record.ended.end not in (End.KILLED, End.LOST):
         verdict = compare(original, rerun, tolerance, others)
+        if verdict.level < Level.BYTES:  # with what differs in what went in, and one line on why
+            verdict = differences.of(original, rerun, Path(plan.planned.project), verdict).verdict
     made = verified(original.record, basis, rerun=record, verdict=verdict)
     write(made, original.folder, folder)
     return made, rerun

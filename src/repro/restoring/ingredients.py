@@ -168,7 +168,7 @@ def _places(
 
 def _recipe(record: Record, folder: RunFolder, project: Project, experiment: Experiment) -> tuple[str, str]:
     try:
-        code, _from = codes.materialise(record, folder, project)
+        code = codes.materialise(record, folder, project).folder
     except ReproError as error:
         return "", error.what
     spec, why = held.recipe(record.planned.image, experiment, code)

@@ -83,10 +83,10 @@ def gather(original: Side, source: Source, here: Workshop) -> Materials:
     """
     folder, planned, display = original.folder, original.record.planned, here.display
     with display.step("code") as step:
-        code, place = codes.materialise(original.record, folder, here.project)
-        step.detail = f"{planned.code.commit[:12]} from the {place}"
+        code = codes.materialise(original.record, folder, here.project)
+        step.detail = f"{planned.code.commit[:12]} from the {code.place}"
     with display.step("image") as step:
-        found = _image(original, source, here, code, step.say)
+        found = _image(original, source, here, code.folder, step.say)
         same = not planned.image.layers or found.layers == planned.image.layers
         rebuilt = source.builds and found.id != planned.image.id
         step.detail = f"{planned.image.tag} {report.short(found.id)}" + (
@@ -96,8 +96,8 @@ def gather(original: Side, source: Source, here: Workshop) -> Materials:
     had_gpus = original.record.started is not None and original.record.started.gpus != "none"
     ingredients = planning.Ingredients(
         code=planned.code,
-        code_prefix=planned.code_prefix,
-        code_folder=str(code),
+        code_prefix=code.prefix,
+        code_folder=str(code.folder),
         diff=folder.diff.read_text(encoding="utf-8") if folder.diff.is_file() else "",
         image=_used(planned.image, found, rebuilt=rebuilt),
         image_env=found.env,
