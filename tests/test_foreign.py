@@ -107,6 +107,12 @@ def test_what_a_foreign_run_would_take_from_this_machine_is_refused_by_name(tmp_
     consent.require(folder, EXPERIMENT, built=True, given=False)  # it wishes nothing
 
 
+def test_a_wish_hides_behind_no_code_of_a_terminal() -> None:
+    hidden = msgspec.structs.replace(EXPERIMENT, secrets={"A": RunSecret(command="touch evil\x1b[2K\rharmless")})
+    (told,) = consent.wishes(hidden, built=False)
+    assert told.isprintable()
+
+
 def test_an_imported_run_is_known_to_be_somebody_elses(bundle: Path, tmp_path: Path) -> None:  # noqa: F811
     folder = RunFolder(Path(imported(bundle, tmp_path / "new").folder))
     assert consent.is_foreign(folder)

@@ -226,6 +226,7 @@ def test_a_run_of_somebody_else_takes_no_secrets_unasked(lab: Project, repro: Re
         done = repro("reproduce", first.planned.run, *more)
         assert done.returncode == 4, done.stderr
         assert "secret TOKEN: program sh give.sh" in done.stderr
+        assert ", not you: their code runs\n" in done.stdout + done.stderr
     assert not (tmp_path / "asked").exists()
     assert repro("reproduce", first.planned.run, "--give-secrets").returncode == 0
     assert (tmp_path / "asked").exists()

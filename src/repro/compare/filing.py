@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
 
+import msgspec
+
 from repro import manifest
 from repro.compare import intervals, leaves
 from repro.compare.tolerance import Margin
@@ -112,12 +114,19 @@ def compare(pair: Pair, margin: Margin | None, repeats: Sequence[Repeat], means:
         if before.path == after.path:
             return pair.found(Level.BYTES)
         return pair.found(Level.STABILIZED, stabilizer=RENAMED)
-    remark = ""
+    unsettled = ""
     try:
         if stabilizer := _stabilized(pair, means.apart):
             return pair.found(Level.STABILIZED, stabilizer=stabilizer)
     except UnsettledError as error:
-        remark = f"{UNSETTLED} ({error})"
+        unsettled = f"{UNSETTLED} ({error})"
+    found = _by_numbers(pair, margin, repeats, means)
+    return msgspec.structs.replace(found, remark="; ".join(filter(None, [unsettled, found.remark])))
+
+
+def _by_numbers(pair: Pair, margin: Margin | None, repeats: Sequence[Repeat], means: Means) -> Compared:
+    """What their numbers say of files whose bytes differ."""
+    before, remark = pair.before, ""
     if margin:
         both = pair.contents()
         if both is None:

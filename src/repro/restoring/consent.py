@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from repro import printable
 from repro.errors import RefusedError
 from repro.experiment import Experiment, SecretSource
 from repro.record import RunFolder
@@ -18,7 +19,7 @@ def is_foreign(folder: RunFolder) -> bool:
 
 def wishes(experiment: Experiment, *, built: bool) -> tuple[str, ...]:
     """What a configuration takes from the machine that it runs on; `built`: its image is built from its recipe."""
-    return tuple(_wishes(experiment, built=built))
+    return tuple(map(printable.line, _wishes(experiment, built=built)))  # nothing hides behind codes of a terminal
 
 
 def _wishes(experiment: Experiment, *, built: bool) -> Iterator[str]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from repro import report
+from repro import printable, report
 from repro.display import Display
 from repro.errors import BadInputError, EnvironmentUnfitError, ExitCode, RefusedError, ReproError
 from repro.experiment import Value
@@ -335,7 +335,9 @@ def _show_plan(original: Side, basis: Basis, args: argparse.Namespace, display: 
     lines = [f"run {record.planned.run} once more", *places(basis.ingredients)]
     network = record.planned.network
     if consent.is_foreign(folder):
-        lines.append(f"by        {record.planned.host.user} on {record.planned.host.name}, not you: their code runs")
+        who = printable.line(f"{record.planned.host.user} on {record.planned.host.name}")
+        root = ", as root in the container" if record.planned.config.get("user") == "root" else ""
+        lines.append(f"by        {who}, not you: their code runs{root}")
     lines.append(f"network   {network}" + ("" if network == "none" else ": what it fetches may differ"))
     lines.append(_row("ceiling", f"{basis.ceiling.level}", basis.ceiling.reason))
     lines.append(_row("expected", f"{basis.expected}", MEANING[basis.expected]))
