@@ -1,6 +1,6 @@
 """Times whole commands beside the plain tool in the same run, and prints ratios. Needs a Docker Engine.
 
-python -m bench [--rounds N] [--only run|live|host|many|rebuild|wheels|snapshot]
+python -m bench [--rounds N] [--only run|live|host|many|rebuild|wheels|snapshot|back]
 """
 
 from __future__ import annotations
@@ -9,20 +9,14 @@ import argparse
 import json
 import os
 import shutil
-import statistics
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 
-PYTHON = sys.executable
-BIN = Path(PYTHON).parent
-ENV = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "GIT_PYTHON_REFRESH": "quiet"}
-GIT = {f"GIT_{who}_{what}": "bench" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
-
+from bench.back import bench_back
+from bench.clock import BIN, ENV, GIT, PYTHON, alternate, call, limit, ratio, row, timed
 
 LIVE = """
 import time
@@ -46,50 +40,6 @@ for step in range(SECONDS * 10):
     repro_run.log(step=step, steady=step)
 """
 STEADY_SECONDS, FROM, UNTIL = 70, 15, 65  # of a run that logs ten points a second; in between its host is measured
-
-
-def call(command: Sequence[str], cwd: Path) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        list(command),
-        cwd=cwd,
-        env={**ENV, **GIT},
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        check=False,
-    )
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)} exited with {done.returncode}\n{done.stdout}{done.stderr}")
-    return done
-
-
-def timed(command: Sequence[str], cwd: Path) -> float:
-    begun = time.perf_counter()
-    call(command, cwd)
-    return time.perf_counter() - begun
-
-
-def alternate(rounds: int, **commands: Callable[[], float]) -> dict[str, list[float]]:
-    """Each command in turn, so that a busy moment of the machine meets all of them."""
-    times: dict[str, list[float]] = {name: [] for name in commands}
-    for _ in range(rounds):
-        for name, command in commands.items():
-            times[name].append(command())
-    return times
-
-
-def row(name: str, times: list[float]) -> str:
-    return f"  {name:<44} median {statistics.median(times):7.3f} s   min {min(times):7.3f}   max {max(times):7.3f}"
-
-
-def ratio(name: str, ours: list[float], theirs: list[float], bound: float) -> str:
-    value = statistics.median(ours) / statistics.median(theirs)
-    return f"  {name:<44} ratio  {value:7.2f}     bound {bound:g}: {'held' if value <= bound else 'MISSED'}"
-
-
-def limit(name: str, times: list[float], bound: float) -> str:
-    value = statistics.median(times)
-    return f"  {name:<44} median {value:7.3f} s   bound {bound:g} s: {'held' if value <= bound else 'MISSED'}"
 
 
 def base_image() -> str:
@@ -413,10 +363,10 @@ def bench_snapshot(root: Path, rounds: int) -> list[str]:
 def main() -> None:
     arguments = argparse.ArgumentParser()
     arguments.add_argument("--rounds", type=int, default=7)
-    arguments.add_argument("--only", choices=["run", "live", "host", "many", "rebuild", "wheels", "snapshot"])
+    arguments.add_argument("--only", choices=["run", "live", "host", "many", "rebuild", "wheels", "snapshot", "back"])
     chosen = arguments.parse_args()
     parts = {"run": bench_run, "live": bench_live, "host": bench_host, "many": bench_many}
-    parts |= {"rebuild": bench_rebuild, "wheels": bench_wheels, "snapshot": bench_snapshot}
+    parts |= {"rebuild": bench_rebuild, "wheels": bench_wheels, "snapshot": bench_snapshot, "back": bench_back}
     with tempfile.TemporaryDirectory(prefix="repro-bench-", ignore_cleanup_errors=True) as folder:
         root = Path(folder) / "project"
         root.mkdir()

@@ -14,11 +14,13 @@ SOURCE = Path(__file__).parents[1] / "src" / "repro"
 # A room is a folder of the library; "" is its top. A module imports only from the rooms above its own, and from what
 # stands left of it: so arrows between rooms point one way, too.
 ROOMS = (
-    ("", "start errors experiment tolerant project guard scratch record identity results printable verdict"),
-    ("stabilize", "form wire texts arrays hdf5 pictures pages tensorflows archives registry worker apart pairing"),
+    ("", "start errors experiment tolerant project guard scratch record"),
+    ("stabilize", "pairing"),
+    ("", "foreign identity results printable verdict"),
+    ("stabilize", "form wire texts arrays hdf5 pictures pages tensorflows archives registry worker apart"),
     ("", "manifest report config display download data"),
     ("secrets", "masking secretsources secretsfolder"),
-    ("code", "repository lfs checkout suspects source gitbundle"),
+    ("code", "repository prefixes lfs checkout suspects source gitbundle"),
     ("engines", "answers imagefacts endpoint refusal repodigest engine glance registry probe"),
     ("build", "dockerfile context builder buildcache"),
     ("recipe", "base pylock spec assembly inputs explain floating"),
@@ -37,7 +39,7 @@ ROOMS = (
     ("", "keeper"),
     ("cleaning", "pins housekeeping leftovers reaping pruning"),
     ("", "execution"),
-    ("restoring", "frozen codes held datasets ingredients ceiling replan materials again auditing repeating"),
+    ("restoring", "consent frozen codes held datasets ingredients ceiling replan materials again auditing repeating"),
     ("bundle", "stored contents crate script exporting checking importing"),
     ("verbs", "findings enginecheck doctor ui imaging locking life comparing attesting sharing bundling reproducing"),
     ("", "run cli __main__"),

@@ -491,8 +491,8 @@ LIES |= {
         ),
         "is no name of a dataset",
     ),
-    "an option of git as commit": (lambda files: named(files, commit="--no-index"), "names no commit: '--no-index'"),
-    "a ref as commit": (lambda files: named(files, commit="HEAD"), "names no commit: 'HEAD'"),
+    "an option of git as commit": (lambda files: named(files, commit="--no-index"), "names no commit"),
+    "a ref as commit": (lambda files: named(files, commit="HEAD"), "names no commit"),
     "another tree": (lambda files: named(files, tree="a" * 40), "does not hold the commit of the record"),
     "no configuration": (lambda files: files.update({"config.json": b"{"}), "config.json is no JSON"),
     "a deep configuration": (lambda files: files.update({"config.json": b"[" * 10**5}), "config.json is no JSON"),
@@ -530,6 +530,26 @@ def test_an_output_that_somebody_changed_or_removed_is_not_exported(
     with pytest.raises(EnvironmentUnfitError, match="is lost: two words"):
         exported(run, project, tmp_path / "x.zip")
     assert not list(tmp_path.glob("*x.zip*"))
+
+
+def test_a_run_of_before_records_told_the_projects_folder_travels_all_the_same(
+    run: RunFolder, project: Project, tmp_path: Path
+) -> None:
+    inner = Project(tmp_path / "mono" / "sub")
+    shutil.copytree(project.root, inner.root, ignore=shutil.ignore_patterns(".git", "runs", ".repro"))
+    made = commit(inner.root.parent)
+    tree = git(inner.root, "rev-parse", "HEAD^{tree}").strip()
+    shutil.copytree(run.path, inner.runs / run.path.name)
+    folder, record = RunFolder(inner.runs / run.path.name), run.read()
+    code = msgspec.structs.replace(record.planned.code, commit=made, tree=tree)
+    planned = msgspec.structs.replace(record.planned, code=code, project=str(inner.root), code_prefix="", run_key="")
+    folder.write(msgspec.structs.replace(record, planned=planned))
+    path = exported(folder, inner, tmp_path / "old.zip")
+    with zipfile.ZipFile(path) as archive:
+        assert "code/toy.sh" in archive.namelist()
+    there = Path(imported(path, tmp_path / "new").folder)
+    found = codes.materialise(RunFolder(there).read(), RunFolder(there), Project(tmp_path / "new"))
+    assert (found.prefix, (found.folder / "toy.sh").is_file()) == ("sub", True)
 
 
 def test_a_run_that_is_not_over_is_not_exported(run: RunFolder, project: Project, tmp_path: Path) -> None:

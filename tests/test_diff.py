@@ -19,9 +19,10 @@ from repro.compare.trace import Stage
 from repro.images.inventory import Inventory, OsPackage, PythonPackage
 from repro.project import Project
 from repro.record import Code, End, Fingerprint, Gpu
+from repro.stabilize import apart
 from repro.verdict import Level
 from tests.conftest import commit
-from tests.runs_to_compare import PLANNED, dataset, made, moment
+from tests.runs_to_compare import PLANNED, dataset, made, moment, output
 
 Repro = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -143,6 +144,20 @@ def test_the_same_inputs_and_other_results_are_proven_non_determinism(
     line = differences.between(before, after, None).verdict.explanation
     assert line.startswith("proven non-determinism: everything that went in is the same, and the results differ")
     assert hint in line
+
+
+def test_nothing_is_proven_by_a_file_that_there_was_no_time_to_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = b'{"a": 1, "b": 2}', b'{"b": 2,  "a": 1}'
+    outputs = [[msgspec.structs.replace(output("r.json", each), unsettled=True)] for each in (one, other)]
+    before = made(tmp_path / "a", {"r.json": one}, outputs=outputs[0])
+    after = made(tmp_path / "b", {"r.json": other}, outputs=outputs[1])
+    assert differences.between(before, after, None).verdict.level is Level.STABILIZED  # it is read once more
+    monkeypatch.setattr(apart, "SECONDS", -10.0)
+    found = differences.between(before, after, None).verdict
+    assert found.level is Level.DIFFERENT  # never the same, unread
+    assert found.explanation == "r.json could not be read in time, so nobody can tell whether the results are the same"
 
 
 @pytest.mark.parametrize(

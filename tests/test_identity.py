@@ -229,6 +229,42 @@ def test_by_products_and_circumstances_do_not(changes: dict[str, Any]) -> None:
     assert identity.result(msgspec.structs.replace(ENDED, **changes)) == identity.result(ENDED)
 
 
+EVENTS = "logs/events.out.tfevents."
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        (["1700000000.host.1.0.v2"], ["1800000000.other.77.0.v2"], True),
+        (["1.a.1.0.v2", "2.a.1.1.v2"], ["9.b.3.1.v2", "8.b.3.0.v2"], False),  # the second is first there
+        (["1.a.1.0.v2", "2.a.1.1.v2"], ["8.b.3.0.v2", "9.b.3.1.v2"], True),
+        (["1.a.1.0.v2"], ["1.a.1.0"], False),  # of another version
+    ],
+)
+def test_the_time_and_host_in_names_of_event_files_are_no_result(one: list[str], other: list[str], same: bool) -> None:
+    found = [
+        identity.result(
+            msgspec.structs.replace(
+                ENDED, outputs=tuple(msgspec.structs.replace(FILES[n], path=EVENTS + p) for n, p in enumerate(paths))
+            )
+        )
+        for paths in (one, other)
+    ]
+    assert (found[0] == found[1]) is same
+
+
+@pytest.mark.parametrize(("role", "known"), [("result", False), ("by-product", True)])
+def test_a_file_that_nobody_had_time_to_read_leaves_the_result_open(role: Any, known: bool) -> None:
+    file = msgspec.structs.replace(FILES[1], canonical=None, unsettled=True, role=role)
+    assert bool(identity.result(msgspec.structs.replace(ENDED, outputs=(FILES[0], file)))) is known
+
+
+def test_what_a_record_leaves_open_nobody_says_in_its_place() -> None:
+    for key, found in ((KEY, ""), ("", identity.result(ENDED))):  # a record without a key is older than results
+        kept = Record(planned=msgspec.structs.replace(PLANNED, run_key=key), ended=ENDED)
+        assert identity.result_of(kept) == found
+
+
 def test_a_record_is_named_by_all_of_it() -> None:
     record = Record(planned=PLANNED, started=Started(at=NOW, container="c", gpus="none"), ended=ENDED)
     later = msgspec.structs.replace(record, ended=msgspec.structs.replace(ENDED, reason="another"))

@@ -414,6 +414,44 @@ def test_arrays_in_any_nesting_and_tensors_of_any_kind_have_a_fingerprint(run: R
     assert len(set(digests)) == 5
 
 
+PLAIN = """
+    import array
+    nested = [[1], 2.5], [1, [2.5]], [True, 2.5], [1, 2.5, None], [], [[]]
+    others = "1", b"1", 1, [float("nan")], [10**30], 1j
+    same = [0.0], array.array("d", [0.0]), [-0.0], range(3), [0, 1, 2]
+    for each in ([1, 2.5], (1, 2.5), [2.5, 1], [1.0, 2.5], *nested, *others, *same):
+        repro_run.fingerprint("x", it=each)
+"""
+
+
+def test_plain_python_has_a_fingerprint_with_and_without_numpy(run: Run) -> None:
+    hidden = "import sys\nsys.modules['numpy'] = None" + textwrap.dedent(PLAIN)
+    digests = [found["it"] for _, found, _ in trace(run, hidden)]
+    assert len(digests) == 21
+    assert (digests[0], digests[16], digests[19]) == (digests[1], digests[17], digests[20])
+    assert len(set(digests)) == 18
+    again = [found["it"] for _, found, _ in trace(run, PLAIN)]
+    assert again[-21:] == digests
+
+
+def test_of_long_lists_a_sample_is_read_with_both_ends_in_little_time(run: Run) -> None:
+    code = """
+        import time
+        begun = time.perf_counter()
+        for length, at in ((300_000, None), (300_000, 0), (300_000, -1), (300_000, 7), (300_001, None)):
+            numbers = [0.5] * length
+            if at is not None: numbers[at] = 1.0
+            repro_run.fingerprint("flat", it=numbers)
+            repro_run.fingerprint("rows", it=[numbers] * 100_000)
+        repro_run.fingerprint("mixed", it=[[numpy.zeros(2), 1], 2])
+        assert time.perf_counter() - begun < 10
+    """
+    found = [(at.split(" ")[0], digests["it"]) for at, digests, _ in trace(run, code)]
+    for kind in ("flat", "rows"):
+        plain, first, last, _skipped, longer = [digest for at, digest in found if at == kind]
+        assert len({plain, first, last, longer}) == 4
+
+
 def test_of_large_arrays_a_sample_is_read_with_both_ends(run: Run) -> None:
     code = """
         import repro_fingerprint

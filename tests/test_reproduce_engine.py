@@ -81,7 +81,10 @@ def test_a_run_that_is_not_deterministic_differs(lab: Project, repro: Repro) -> 
     assert done.returncode == 1, done.stderr
     (found,) = json.loads(done.stdout)
     assert (found["reached"], found["verdict"]["level"]) == (False, 1)
-    assert [each.reached for each in left(folder)] == [False]
+    (kept,) = left(folder)
+    assert kept.verdict is not None
+    assert (kept.reached, kept.verdict.explanation[:24]) == (False, "proven non-determinism: ")
+    assert f"  why      {kept.verdict.explanation}" in repro("reproduce", first.planned.run).stdout
 
 
 def test_it_is_run_as_often_as_wanted_and_planned_without_running(lab: Project, repro: Repro) -> None:
@@ -211,6 +214,22 @@ def test_a_missing_secret_is_a_lost_ingredient(lab: Project, repro: Repro) -> No
     assert lost.returncode == 3, lost.stderr
     assert "secret TOKEN lost" in lost.stderr
     assert repro("reproduce", "latest", MY_TOKEN="hush").returncode == 0
+
+
+def test_a_run_of_somebody_else_takes_no_secrets_unasked(lab: Project, repro: Repro, tmp_path: Path) -> None:
+    script(lab, "toy.sh", "cat /run/secrets/TOKEN > $REPRO_OUTPUTS/x")
+    script(lab, "give.sh", f"touch {tmp_path}/asked; echo hush")
+    first, folder = run(repro, lab, "+secrets.TOKEN.command='sh give.sh'")
+    (tmp_path / "asked").unlink()
+    folder.elsewhere.touch()
+    for more in ((), ("--dry-run",), ("--offline",)):
+        done = repro("reproduce", first.planned.run, *more)
+        assert done.returncode == 4, done.stderr
+        assert "secret TOKEN: program sh give.sh" in done.stderr
+        assert ", not you: their code runs\n" in done.stdout + done.stderr
+    assert not (tmp_path / "asked").exists()
+    assert repro("reproduce", first.planned.run, "--give-secrets").returncode == 0
+    assert (tmp_path / "asked").exists()
 
 
 def test_a_failed_run_has_nothing_to_compare_with(lab: Project, repro: Repro) -> None:

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from repro import tolerant
-from repro.code import source
+from repro.code import prefixes, source
 from repro.errors import BadInputError
 from repro.experiment import Experiment, Resources
 from repro.inside import repro_keras
@@ -248,7 +248,8 @@ def test_code_that_only_a_remote_has_is_fetched(project: Project, tmp_path: Path
     elsewhere, folder = Project(clone), RunFolder(tmp_path / "run")
     assert codes.look(record, folder, elsewhere).use == ""
     assert codes.look(record, folder, elsewhere, ask=True).use == "remote origin"
-    files, place = codes.materialise(record, folder, elsewhere)
+    found = codes.materialise(record, folder, elsewhere)
+    files, place = found.folder, found.place
     assert ((files / "toy.sh").read_text(), place) == ("echo changed\n", "remote origin")
 
 
@@ -272,7 +273,7 @@ def test_code_in_a_bundle_needs_no_repository(project: Project, tmp_path: Path, 
         commit(elsewhere.root)
     found = codes.look(record, folder, elsewhere, deep=True)
     assert found.use == f"bundle {codes.bundle(folder)}"
-    files, _place = codes.materialise(record, folder, elsewhere)
+    files = codes.materialise(record, folder, elsewhere).folder
     assert (files / "toy.sh").read_text() == "echo changed\n"
 
 
@@ -311,7 +312,7 @@ def test_the_code_of_a_submodule_belongs_to_it(project: Project, tmp_path: Path)
     commit(project.root)
     record, folder = captured(project), RunFolder(tmp_path / "run")
     assert codes.look(record, folder, project, deep=True).use
-    files, _place = codes.materialise(record, folder, project)
+    files = codes.materialise(record, folder, project).folder
     assert (files / "sub" / "inner.sh").read_text() == "echo inner\n"
     shutil.rmtree(project.root / "sub")
     assert "submodule sub" in codes.look(record, folder, project).remark
@@ -352,6 +353,38 @@ def test_data_is_found_by_its_bytes_wherever_they_are(
     held.chmod(0o644)
     held.write_bytes(b"CONTENT")
     assert look(deep=True).use == ""
+
+
+@pytest.mark.parametrize(
+    ("projects", "named", "prefix"),
+    [
+        ([""], "/home/x", ""),
+        (["", "src/template"], "/home/x", ""),  # one that the project holds
+        (["deep/sub"], "/anywhere", "deep/sub"),
+        (["one", "two"], "/home/x/two", "two"),
+        ([], "/home/x", ""),
+        (["one", "two"], "/home/x", None),
+        (["", "sub"], "/home/sub", None),
+        (["sub", "a/sub"], "/home/a/sub", None),
+    ],
+)
+def test_where_the_project_was_is_found_out_of_a_record_that_does_not_tell(
+    tmp_path: Path, projects: list[str], named: str, prefix: str | None
+) -> None:
+    git(tmp_path, "init", "-q")
+    for path in [*(f"{each}/{mark}/x" for each in projects for mark in ("conf", "docker")), "other/conf/x"]:
+        place = tmp_path / path.lstrip("/")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text("x")
+    code = Code(commit=commit(tmp_path), tree="", head="", branch=None, remote=None, dirty=False)
+    planned = msgspec.structs.replace(PLANNED, code=code, project=named, code_prefix="", run_key="")
+    if prefix is None:
+        with pytest.raises(BadInputError, match="does not tell which project"):
+            prefixes.of(tmp_path, planned)
+    else:
+        assert prefixes.of(tmp_path, planned) == prefix
+    assert prefixes.of(tmp_path, msgspec.structs.replace(planned, run_key="k")) == ""  # it tells: at the top
+    assert prefixes.of(tmp_path, msgspec.structs.replace(planned, code_prefix="p")) == "p"
 
 
 def test_a_record_of_code_names_its_commit() -> None:

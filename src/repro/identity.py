@@ -15,6 +15,7 @@ import msgspec
 import rfc8785
 
 from repro.record import Ended, Planned, Record
+from repro.stabilize.pairing import pairing_names
 
 RUN_KEY, RESULT = 1, 1  # the definitions
 SAFE = 2**53  # from here on, JSON's numbers do not tell two integers apart
@@ -89,26 +90,37 @@ def run_key(planned: Planned) -> str:
 
 
 def result(ended: Ended) -> str:
-    """The sha256 over what came out of a run and is no by-product: files, metrics, exit code.
+    """The sha256 over what came out of a run and is no by-product: files, metrics, exit code; "" where that is open.
 
-    Of a file that a stabilizer knows, what is left after it counts.
+    Of a file that a stabilizer knows, what is left after it counts. A file that one is meant for and that nobody had
+    the time or the memory to read could be the same as another's, or not: then nothing can be said.
     """
+    files = [file for file in ended.outputs if file.role == "result"]
+    if any(file.unsettled for file in files):
+        return ""
+    names = pairing_names(file.path for file in files)
     return _digest(
         {
             "result": RESULT,
             "exit code": ended.exit_code,
             "files": {
-                file.path: [file.canonical.stabilizer, file.canonical.sha256]
+                names[file.path]: [file.canonical.stabilizer, file.canonical.sha256]
                 if file.canonical
                 else ["bytes", file.sha256]
-                for file in ended.outputs
-                if file.role == "result"
+                for file in files
             },
             "metrics": {
                 series.name: [series.count, series.sha256] for series in ended.metrics if series.role == "result"
             },
         }
     )
+
+
+def result_of(record: Record) -> str:
+    """The result of a run, reckoned where its record is older than results; "" where not all is known that came out."""
+    if record.ended is None or record.ended.result or record.planned.run_key:
+        return record.ended.result if record.ended else ""
+    return result(record.ended)
 
 
 def _digest(value: dict[str, Any]) -> str:

@@ -16,7 +16,7 @@ from repro import printable, tolerant
 from repro.errors import BadInputError
 from repro.experiment import Outputs, Value
 from repro.record import OutputFile, Planned, shown
-from repro.stabilize.apart import Apart
+from repro.stabilize.apart import Apart, UnsettledError
 
 BLOCK = 1 << 20  # bytes
 HOLES = 16 << 30  # bytes of nothing in a file, as a program can make them without end; reading them takes real time
@@ -76,8 +76,16 @@ def of(
                 unread.append(shown(name))
             progress.files += 1
             progress.read(0)
-        trouble = apart.trouble
+        trouble = "; ".join(filter(None, (apart.trouble, _unsettled(files))))
     return Listing(files=tuple(files), unread=tuple(sorted(unread)), ignored=ignored, trouble=trouble)
+
+
+def _unsettled(files: Sequence[OutputFile]) -> str:
+    found = [file.path for file in files if file.unsettled and file.role == "result"]
+    if not found:
+        return ""
+    why = "reading them took too long or too much memory, so nobody can tell whether they come again"
+    return f"{len(found)} of its results have no canonical digest ({why}), as {printable.line(found[0])[:200]}"
 
 
 def listed(path: Path, name: str, apart: Apart, read: Callable[[int], None] = lambda _count: None) -> OutputFile:
@@ -90,8 +98,12 @@ def listed(path: Path, name: str, apart: Apart, read: Callable[[int], None] = la
         size = os.fstat(file.fileno()).st_size
         wanted = apart.wants(name, size)  # it gets ready while the file is hashed
         digest = sha256(file, read)
-        canonical = apart.canonical(name, file, digest) if wanted else None
-    return OutputFile(path=shown(name), size=size, sha256=digest, canonical=canonical)
+        canonical, unsettled = None, False
+        try:
+            canonical = apart.canonical(name, file, digest) if wanted else None
+        except UnsettledError:
+            unsettled = True
+    return OutputFile(path=shown(name), size=size, sha256=digest, canonical=canonical, unsettled=unsettled)
 
 
 def walk(folder: Path, refused: Callable[[str], None] = lambda _name: None) -> Iterator[tuple[Path, str]]:

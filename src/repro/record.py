@@ -90,6 +90,7 @@ class OutputFile(FileUsed, frozen=True, kw_only=True):
 
     role: Literal["result", "by-product"] = "result"  # a by-product may differ from run to run
     canonical: Canonical | None = None  # None: no stabilizer knows this kind of file, or cannot read this one
+    unsettled: bool = False  # a stabilizer is meant for it, and had too little time or memory to say
 
 
 class Series(Value, frozen=True, kw_only=True):

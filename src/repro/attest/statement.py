@@ -79,7 +79,7 @@ def make(verification: Verification) -> bytes:
     if not (record and result):
         raise RefusedError(
             f"the verification of run {verification.run} cannot be signed: it does not tell the run's result",
-            hints=["records of earlier versions have no `result`: `repro run` it anew"],
+            hints=["none is in records whose outputs could not all be read, and in old ones: `repro run` it anew"],
         )
     return identity.canonical(
         {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from repro import identity, tolerant
+from repro import foreign, identity, tolerant
 from repro.bundle import contents, script
 from repro.bundle.contents import CANONICAL, CODE_BUNDLE, DATA, IMAGE, MANIFEST, OUTPUTS, RECORD
 from repro.bundle.stored import Reader
@@ -22,8 +21,6 @@ from repro.images import oci
 from repro.images.pieces import Progress, Say
 from repro.record import Record
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,200}")
-OBJECT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # nothing that git could take for an option, or for another's name
 NAMED = 10  # of several damaged files
 HINTS = ("copy it again from where it came, or have it exported again",)
 
@@ -167,15 +164,8 @@ def _record(reader: Reader) -> Record:
     # how members that we do not know look in it is not ours to tell; what we know is the same in both
     if ours != told:
         raise _damaged(reader, [f"{CANONICAL} is not the canonical form of {RECORD}"])
-    if record.ended is None:
-        raise _damaged(reader, [f"{RECORD} is of a run that is not over"])
-    if not NAME.fullmatch(record.planned.run):
-        raise _damaged(reader, [f"{record.planned.run!r} is no id of a run"])
-    if strange := [dataset.name for dataset in record.planned.data if not NAME.fullmatch(dataset.name)]:
-        raise _damaged(reader, [f"{strange[0]!r} is no name of a dataset"])
-    code = record.planned.code
-    if not (OBJECT.fullmatch(code.commit) and OBJECT.fullmatch(code.tree)):
-        raise _damaged(reader, [f"{RECORD} names no commit: {code.commit!r}, tree {code.tree!r}"])
+    if found := foreign.strange(record):
+        raise _damaged(reader, [f"{RECORD}: {each}" for each in found])
     return record
 
 

@@ -13,9 +13,9 @@ from repro import manifest, scratch
 from repro.bundle import contents, crate, script, stored
 from repro.bundle.contents import CODE, CODE_BUNDLE, DATA, FETCH, IMAGE, INSIDE, MANIFEST, OUTPUTS, Entry
 from repro.bundle.stored import Writer
-from repro.code import gitbundle
+from repro.code import gitbundle, prefixes
 from repro.code.checkout import write_commit
-from repro.code.repository import Repository, open_repository
+from repro.code.repository import open_repository
 from repro.download import public
 from repro.engines.engine import Engine
 from repro.errors import BadInputError, EnvironmentUnfitError
@@ -156,10 +156,12 @@ def _code(record: Record, folder: RunFolder, project: Project, beside: Path, say
     commit, archive = record.planned.code.commit, codes.keeper(record, folder).archive
     if (archive / CODE_BUNDLE).is_file():
         (beside / "git").mkdir()
-        repository, prefix = gitbundle.opened(archive, beside / "git"), record.planned.code_prefix
+        repository = gitbundle.opened(archive, beside / "git")
+        prefix = prefixes.of(repository.top, record.planned)
         bundle = archive / CODE_BUNDLE
     else:
-        repository, prefix = open_repository(project.root), prefix_of(record, project)
+        repository = open_repository(project.root)
+        prefix = prefixes.of(repository.top, record.planned)
         gitbundle.write(repository, commit, prefix, bundle)
     write_commit(repository, commit, prefix, files)
     found: Files = {CODE_BUNDLE: _file(bundle)}
@@ -175,13 +177,6 @@ def _code(record: Record, folder: RunFolder, project: Project, beside: Path, say
                 if path.stat().st_mode & 0o111:
                     programs.append(CODE + relative)
     return found, script.Code(programs=tuple(programs), links=links)
-
-
-def prefix_of(record: Record, project: Project, repository: Repository | None = None) -> str:
-    """Where the project is inside its repository; records of earlier versions do not say it."""
-    if record.planned.code_prefix or Path(record.planned.project) != project.root:
-        return record.planned.code_prefix
-    return (repository or open_repository(project.root)).prefix.rstrip("/")
 
 
 def _utf8(name: str) -> str:

@@ -12,7 +12,7 @@ from repro.bundle.checking import Checked, opened
 from repro.bundle.contents import CODE, CODE_BUNDLE, DATA, IMAGE, OUTPUTS, RECORD
 from repro.bundle.stored import Reader
 from repro.cleaning import housekeeping
-from repro.code import gitbundle
+from repro.code import gitbundle, prefixes
 from repro.code.checkout import write_commit
 from repro.code.repository import git
 from repro.engines.engine import Engine, connect
@@ -172,6 +172,7 @@ def _unpack_run(checked: Checked, reader: Reader, temporary: Path) -> None:
     made = RunFolder(temporary / "run")
     for each in (made.outputs, made.logs, made.journal, made.archive):
         each.mkdir(parents=True)
+    made.elsewhere.touch()  # first of all: until then nobody knows that others decided what is in it
     own = (*contents.KEPT_FOLDERS, OUTPUTS)
     for name in checked.files:
         if name in contents.KEPT or name.startswith(own):
@@ -196,14 +197,15 @@ def _check_code(checked: Checked, reader: Reader, archive: Path, temporary: Path
             ],
             hints=["have it exported again"],
         )
+    prefix = prefixes.of(repository.top, planned)
     there = {checked.sha256[name]: name for name in checked.files if name.startswith(CODE)}
-    for sha256 in gitbundle.contents(repository, planned.code.commit, planned.code_prefix) & there.keys():
+    for sha256 in gitbundle.contents(repository, planned.code.commit, prefix) & there.keys():
         _unpack(reader, there[sha256], temporary / "content")
         gitbundle.keep_content(archive, sha256, temporary / "content")
     if (archive / gitbundle.LFS).is_dir():
         (bare / gitbundle.LFS).symlink_to(archive / gitbundle.LFS)
     files = temporary / "files"
-    write_commit(repository, planned.code.commit, planned.code_prefix, files)
+    write_commit(repository, planned.code.commit, prefix, files)
     found = {CODE + name: path for name, path in _written(files)}
     wanted = {name for name in checked.files if name.startswith(CODE)}
     if wrong := sorted(wanted ^ found.keys()) or [

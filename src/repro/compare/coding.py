@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from repro.code import repository
+from repro.code import prefixes, repository
 from repro.errors import ReproError
 from repro.experiment import Value
 from repro.record import Planned, shown
@@ -31,8 +31,8 @@ def changes(root: Path, was: Planned, now: Planned) -> list[Change] | None:
 
     Files outside of the project are no part of the code that a run sees.
     """
-    one, other = (f"{each.code.commit}:{each.code_prefix}".rstrip("/") for each in (was, now))
     try:
+        one, other = (f"{each.code.commit}:{prefixes.of(root, each)}".rstrip("/") for each in (was, now))
         raw = repository.git(root, "diff-tree", "-r", "-z", "--raw", "--no-renames", one, other)
     except ReproError:
         return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from repro.compare.filing import UNSETTLED
 from repro.compare.layers import Difference, Layer, Weight
 from repro.compare.trace import Divergence, Stage
 from repro.record import End, Record
@@ -56,6 +57,9 @@ def explain(
         return verdict.explanation
     if verdict.level >= Level.STABILIZED:
         return _same(verdict, layers, divergence)
+    differing = [each for each in verdict.compared if each.role == "result" and each.level < Level.STABILIZED]
+    if differing and all(UNSETTLED in each.remark for each in differing):
+        return f"{differing[0].name} could not be read in time, so nobody can tell whether the results are the same"
     what = {
         Level.TOLERANCE: "the results are inside the tolerance and not the same to the byte",
         Level.STATISTICAL: "the results are inside the interval of the original's repeats and not the same to the byte",

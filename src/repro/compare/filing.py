@@ -8,14 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
 
+import msgspec
+
 from repro import manifest
 from repro.compare import intervals, leaves
 from repro.compare.tolerance import Margin
 from repro.experiment import Value
 from repro.record import Canonical, OutputFile
-from repro.stabilize.apart import Apart
+from repro.stabilize.apart import Apart, UnsettledError
 from repro.verdict import Compared, Level
 
+UNSETTLED = "its stabilizer came to no end"
 RENAMED = "name"  # the stabilizer of a file whose name alone is another
 
 Repeat = tuple[Path, OutputFile]  # outputs of a run, and the file in them
@@ -111,9 +114,19 @@ def compare(pair: Pair, margin: Margin | None, repeats: Sequence[Repeat], means:
         if before.path == after.path:
             return pair.found(Level.BYTES)
         return pair.found(Level.STABILIZED, stabilizer=RENAMED)
-    if stabilizer := _stabilized(pair, means.apart):
-        return pair.found(Level.STABILIZED, stabilizer=stabilizer)
-    remark = ""
+    unsettled = ""
+    try:
+        if stabilizer := _stabilized(pair, means.apart):
+            return pair.found(Level.STABILIZED, stabilizer=stabilizer)
+    except UnsettledError as error:
+        unsettled = f"{UNSETTLED} ({error})"
+    found = _by_numbers(pair, margin, repeats, means)
+    return msgspec.structs.replace(found, remark="; ".join(filter(None, [unsettled, found.remark])))
+
+
+def _by_numbers(pair: Pair, margin: Margin | None, repeats: Sequence[Repeat], means: Means) -> Compared:
+    """What their numbers say of files whose bytes differ."""
+    before, remark = pair.before, ""
     if margin:
         both = pair.contents()
         if both is None:
@@ -137,7 +150,11 @@ def _stabilized(pair: Pair, apart: Apart) -> str | None:
 
 
 def _canonical(outputs: Path, file: OutputFile, apart: Apart) -> Canonical | None:
-    """By the stabilizer of this version, if the file is there and what was recorded."""
+    """By the stabilizer of this version, if the file is there and what was recorded.
+
+    Raises:
+        UnsettledError: nobody can tell.
+    """
     try:
         with _opened(outputs, file) as opened:
             return apart.canonical(file.path, opened, file.sha256)

@@ -1,8 +1,10 @@
 """Arrays -> digests, of weights and batches: what `repro_run` needs for its fingerprints and for `save_weights`.
 
-Standard library alone, 3.8 or later; NumPy where the experiment has it.
+Standard library alone, 3.8 or later; NumPy where there are arrays of its kind. What is plain Python needs none, and has
+the same digest with and without it.
 """
 
+import array as arrays
 import contextlib
 import hashlib
 import re
@@ -10,6 +12,8 @@ import sys
 
 WHOLE = 16 << 20  # bytes: of more than these, a sample of about as many is hashed
 PIECE = 4096  # bytes of a sample that lie together
+COUNT = 1 << 16  # numbers of plain Python: of more, a sample of about as many is hashed
+LOOK = 64  # items of a list that tell whether there are tensors in it
 
 
 def weights(model, *, unique=False):
@@ -69,7 +73,7 @@ def leaves(value, path=""):
     """path -> tensor, of whatever a batch is made of: arrays, and tuples, lists and dicts of them."""
     if isinstance(value, dict):
         members = [(str(name), each) for name, each in value.items()]
-    elif isinstance(value, (tuple, list)) and any(hasattr(each, "shape") or _nested(each) for each in value):
+    elif isinstance(value, (tuple, list)) and not _is_plain(value):
         members = [(str(number), each) for number, each in enumerate(value)]
     else:
         return {path: value}
@@ -80,27 +84,59 @@ def leaves(value, path=""):
     return found
 
 
-def _nested(value):
-    return isinstance(value, (tuple, list, dict))
+def _is_plain(value):
+    """Whether it is of Python's own numbers, texts and bytes, and lists of these, as far as their first items tell."""
+    if isinstance(value, (tuple, list)):
+        return all(map(_is_plain, value[:LOOK]))
+    plain = (bool, int, float, complex, str, bytes, bytearray, range, arrays.array)
+    return value is None or (isinstance(value, plain) and not hasattr(value, "shape"))
+
+
+def _plain(value, share):
+    """Bytes that stand for a plain value, the same for equal ones alone; of at most about `share` numbers in it."""
+    if value is None or isinstance(value, (bool, int)):
+        yield b"%s;" % str(value).encode()
+    elif isinstance(value, float) and not hasattr(value, "shape"):
+        yield b"%s;" % value.hex().encode()
+    elif isinstance(value, complex):
+        yield b"%s,%s;" % (value.real.hex().encode(), value.imag.hex().encode())
+    elif isinstance(value, (str, bytes, bytearray)):
+        content = value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value
+        yield b"%s %d:" % (b"text" if isinstance(value, str) else b"bytes", len(content))
+        whole = len(content) <= WHOLE
+        for begin in [0] if whole else _pieces(len(content), WHOLE):
+            yield bytes(content if whole else content[begin : begin + PIECE])
+    elif isinstance(value, (list, tuple, range, arrays.array)):
+        count = len(value)
+        yield b"[%d:" % count
+        few = max(2, share)
+        chosen = range(count) if count <= few else sorted({(count - 1) * n // (few - 1) for n in range(few)})
+        for number in chosen:
+            yield from _plain(value[number], share // max(1, len(chosen)))
+    else:
+        raise TypeError(f"{type(value).__name__} is no number, and no array either")
 
 
 def digest(tensors, *, whole=False):
-    """The sha256 over names, types, shapes and values, in the order of the names.
+    """The sha256 over names, types, shapes and values, in the order of the names; of plain Python, names and values.
 
     Of tensors that have more than 16 MiB together, pieces of 4 KiB at even distances stand for the values, unless
     `whole` says that all of them are to be read. One at a time is fetched.
     """
-    import numpy
-
     total = sum(map(_size, tensors.values()))
     whole = whole or total <= WHOLE
     hasher = hashlib.sha256(b"repro weights 1\n" if whole else b"repro weights 1, a sample of 16 MiB\n")
     for name, tensor in sorted(tensors.items()):
+        if _is_plain(tensor):
+            hasher.update(b"plain %d " % len(name.encode()) + name.encode())
+            for part in _plain(tensor, COUNT):
+                hasher.update(part)
+            continue
         values = array(tensor)
         header = (name, values.dtype.name, ",".join(str(size) for size in values.shape))
         for part in (text.encode() for text in header):
             hasher.update(len(part).to_bytes(8, "big") + part)  # length first: unambiguous
-        content = values.reshape(-1).view(numpy.uint8)
+        content = values.reshape(-1).view("u1")
         hasher.update(content.nbytes.to_bytes(8, "big"))
         if whole:
             hasher.update(content)

@@ -116,8 +116,9 @@ def fingerprint(at, *, model=None, values=None, **arrays):
     """Note what the experiment is like now, so that two runs can be compared moment by moment.
 
     `at` names the moment and is best unique: `fingerprint("step 100", model=model, values={"loss": loss})`. `model`
-    is as for `save_weights`, `values` are numbers by name; everything else is an array, or tuples, lists and dicts of
-    arrays: `fingerprint("input", images=x)`. It never raises, and does nothing outside of a run.
+    is as for `save_weights`, `values` are numbers by name; everything else is an array, a number, text or bytes of
+    Python's, or tuples, lists and dicts of these: `fingerprint("input", images=x)`. It never raises, and does nothing
+    outside of a run.
     """
     if "REPRO_JOURNAL" not in os.environ:
         return

@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from repro import __version__, identity
+from repro.compare import differences
 from repro.compare.comparing import Side, compare
 from repro.compare.tolerance import Tolerance
 from repro.errors import EnvironmentUnfitError, ReproError
@@ -35,15 +36,15 @@ def verified(
     original: Record, basis: Basis, *, rerun: Record | None = None, verdict: Verdict | None = None
 ) -> Verification:
     """The verification of one attempt; without a verdict, one that came to nothing."""
-    planned, ended = original.planned, original.ended
+    planned = original.planned
     return Verification(
         run=planned.run,
         record=identity.record_digest(original),
         run_key=planned.run_key,
-        result=(ended.result or identity.result(ended)) if ended else "",
+        result=identity.result_of(original),
         rerun=rerun.planned.run if rerun else None,
         rerun_record=identity.record_digest(rerun) if rerun and rerun.ended else None,
-        rerun_result=(rerun.ended.result or identity.result(rerun.ended)) if rerun and rerun.ended else None,
+        rerun_result=identity.result_of(rerun) if rerun and rerun.ended else None,
         at=datetime.now(timezone.utc),
         by=user_name(),
         repro=__version__,
@@ -161,6 +162,8 @@ def attempt(
     verdict = None
     if record.ended and record.ended.end not in (End.KILLED, End.LOST):
         verdict = compare(original, rerun, tolerance, others)
+        if verdict.level < Level.BYTES:  # with what differs in what went in, and one line on why
+            verdict = differences.of(original, rerun, Path(plan.planned.project), verdict).verdict
     made = verified(original.record, basis, rerun=record, verdict=verdict)
     write(made, original.folder, folder)
     return made, rerun

@@ -105,7 +105,7 @@ def _lock(side: Side, project: Project, found: tuple[Ingredient, ...]) -> Iterat
     if not recorded.is_file() or not any(each.kind == "code" and each.use for each in found):
         return
     try:
-        code, _place = codes.materialise(side.record, side.folder, project)
+        code = codes.materialise(side.record, side.folder, project).folder
         text = (code / project.lock.name).read_text(encoding="utf-8", errors="replace")
     except (ReproError, OSError):
         text = ""

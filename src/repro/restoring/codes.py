@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from repro import scratch
-from repro.code import gitbundle, source
+from repro.code import gitbundle, prefixes, source
 from repro.code.repository import Repository, git, open_repository, reading
 from repro.errors import BadInputError, ReproError
 from repro.experiment import Value
@@ -128,7 +128,7 @@ def damage(repository: Repository, planned: Planned, *, deep: bool = False) -> s
     if tree.strip() != code.tree:
         return f"commit {code.commit[:12]} has tree {tree[:12]}, recorded {code.tree[:12]}"
     try:
-        return _incomplete(repository, code.tree, planned.code_prefix, deep=deep)
+        return _incomplete(repository, code.tree, prefixes.of(repository.top, planned), deep=deep)
     except ReproError as error:
         return " ".join([error.what, *error.evidence])
 
@@ -208,28 +208,40 @@ def unbundled(folder: RunFolder) -> Iterator[Repository]:
 # getting it back -------------------------------------------------------------------------------------------------
 
 
-def materialise(record: Record, folder: RunFolder, project: Project) -> tuple[Path, str]:
-    """A folder with the code of a run as it was mounted, and where it came from.
+class Exported(Value, frozen=True, kw_only=True):
+    """The code of a run as it was mounted."""
+
+    folder: Path
+    place: str  # that it came from
+    prefix: str  # of the project inside its repository
+
+
+def materialise(record: Record, folder: RunFolder, project: Project) -> Exported:
+    """A folder with the code of a run, and where it came from.
 
     Raises:
         BadInputError: it is nowhere; `look` says so before.
         EnvironmentUnfitError: the folder cannot be written.
     """
     planned, folder = record.planned, keeper(record, folder)
-    snapshot = source.Snapshot(
-        **{name: getattr(planned.code, name) for name in planned.code.__struct_fields__}, prefix=planned.code_prefix
-    )
     parent = ignored_folder(project.scratch) / "code"
     repository = around(project)
     if repository is not None and damage(repository, planned) is None:
-        return source.export(snapshot, project.root, parent), f"repository {repository.top}"
+        return _exported(planned, repository, parent, f"repository {repository.top}")
     if bundle(folder).is_file() and bundle_damage(folder, planned) is None:
         with unbundled(folder) as bare:
-            return source.export(snapshot, bare, parent), f"bundle {bundle(folder)}"
+            return _exported(planned, bare, parent, f"bundle {bundle(folder)}")
     for name in having(repository, planned.code) if repository is not None else ():
         if repository is not None and _fetched(repository, name, planned):
-            return source.export(snapshot, project.root, parent), f"remote {name}"
+            return _exported(planned, repository, parent, f"remote {name}")
     raise BadInputError(f"the code of run {planned.run} is lost: commit {planned.code.commit}")
+
+
+def _exported(planned: Planned, repository: Repository, parent: Path, place: str) -> Exported:
+    prefix = prefixes.of(repository.top, planned)
+    known = {name: getattr(planned.code, name) for name in planned.code.__struct_fields__}
+    found = source.export(source.Snapshot(**known, prefix=prefix), repository, parent)
+    return Exported(folder=found, place=place, prefix=prefix)
 
 
 def _fetched(repository: Repository, name: str, planned: Planned) -> bool:

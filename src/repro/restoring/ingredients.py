@@ -13,7 +13,7 @@ from repro.experiment import Experiment, Value
 from repro.project import Project
 from repro.recipe.inputs import canonical
 from repro.record import ImageUsed, Planned, Record, RunFolder
-from repro.restoring import codes, datasets, frozen, held
+from repro.restoring import codes, consent, datasets, frozen, held
 from repro.secrets import secretsources
 from repro.sharing import images
 from repro.verdict import Ingredient
@@ -168,7 +168,7 @@ def _places(
 
 def _recipe(record: Record, folder: RunFolder, project: Project, experiment: Experiment) -> tuple[str, str]:
     try:
-        code, _from = codes.materialise(record, folder, project)
+        code = codes.materialise(record, folder, project).folder
     except ReproError as error:
         return "", error.what
     spec, why = held.recipe(record.planned.image, experiment, code)
@@ -181,18 +181,15 @@ def _recipe(record: Record, folder: RunFolder, project: Project, experiment: Exp
 def _secrets(experiment: Experiment, project: Project) -> Iterator[Ingredient]:
     """Each secret, from where the configuration says; no value is read."""
     for name, secret in experiment.secrets.items():
-        way, place = next(
-            (way, place) for way in ("env", "file", "command") if (place := getattr(secret, way)) is not None
-        )
-        words = {"env": f"environment variable {place}", "file": f"file {place}", "command": f"program {place}"}
+        words = consent.place(secret)
         try:
             secretsources.check(f"secrets.{name}", secret, project.root)
         except ReproError as error:
             found, remark = "", " ".join([error.what, *error.evidence])
         else:
-            found, remark = words[way], ""
+            found, remark = words, ""
         yield Ingredient(
-            kind="secret", name=name, recorded=words[way], found=(found,) if found else (), use=found, remark=remark
+            kind="secret", name=name, recorded=words, found=(found,) if found else (), use=found, remark=remark
         )
 
 

@@ -44,6 +44,17 @@ class Source(Value, frozen=True, kw_only=True):
     ingredients: tuple[Ingredient, ...]
     rebuild: bool  # the image, whether it is there or not
     offline: bool
+    foreign: bool = False  # somebody else wrote the record
+
+    @property
+    def image(self) -> str:
+        """The place that the image comes from; "" where it is lost."""
+        return next((each.use for each in self.ingredients if each.kind == "image"), "")
+
+    @property
+    def builds(self) -> bool:
+        """Whether the image is built from its recipe."""
+        return self.image.startswith(held.RECIPE)
 
 
 class Materials(Value, frozen=True, kw_only=True):
@@ -72,12 +83,12 @@ def gather(original: Side, source: Source, here: Workshop) -> Materials:
     """
     folder, planned, display = original.folder, original.record.planned, here.display
     with display.step("code") as step:
-        code, place = codes.materialise(original.record, folder, here.project)
-        step.detail = f"{planned.code.commit[:12]} from the {place}"
+        code = codes.materialise(original.record, folder, here.project)
+        step.detail = f"{planned.code.commit[:12]} from the {code.place}"
     with display.step("image") as step:
-        found = _image(original, source, here, code, step.say)
+        found = _image(original, source, here, code.folder, step.say)
         same = not planned.image.layers or found.layers == planned.image.layers
-        rebuilt = _choice(source).startswith(held.RECIPE) and found.id != planned.image.id
+        rebuilt = source.builds and found.id != planned.image.id
         step.detail = f"{planned.image.tag} {report.short(found.id)}" + (
             "" if not rebuilt else f" built anew: {'the same layers' if same else 'OTHER LAYERS than were recorded'}"
         )
@@ -85,8 +96,8 @@ def gather(original: Side, source: Source, here: Workshop) -> Materials:
     had_gpus = original.record.started is not None and original.record.started.gpus != "none"
     ingredients = planning.Ingredients(
         code=planned.code,
-        code_prefix=planned.code_prefix,
-        code_folder=str(code),
+        code_prefix=code.prefix,
+        code_folder=str(code.folder),
         diff=folder.diff.read_text(encoding="utf-8", errors="replace") if folder.diff.is_file() else "",
         image=_used(planned.image, found, rebuilt=rebuilt),
         image_env=found.env,
@@ -109,12 +120,8 @@ def _data(original: Side, source: Source, here: Workshop) -> tuple[DatasetUsed, 
     return data
 
 
-def _choice(source: Source) -> str:
-    return next(each.use for each in source.ingredients if each.kind == "image")
-
-
 def _image(original: Side, source: Source, here: Workshop, code: Path, say: Say) -> ImageFacts:
-    used, choice, engine = images.located(original.record, original.folder), _choice(source), here.engine
+    used, choice, engine = images.located(original.record, original.folder), source.image, here.engine
     found: ImageFacts | None = None
     if choice.startswith(held.HERE):
         there = held.on_engine(used, engine)
@@ -191,6 +198,7 @@ def plan(
     created = datetime.now(timezone.utc)
     run = planning.run_id(record.planned.name, created, secrets.token_bytes(3))
     tracking, planned = source.experiment.tracking, record.planned
+    uri = None if source.foreign else tracking.uri  # somebody else's server gets nothing, least of all credentials
     circumstances = planning.Circumstances(
         run=run,
         created=created,
@@ -201,7 +209,7 @@ def plan(
         uid=os.getuid(),
         gid=os.getgid(),
         user=user_name(),
-        tracking_uri=resolve_uri(tracking.uri, project) if tracking.enabled else None,
+        tracking_uri=resolve_uri(uri, project) if tracking.enabled else None,
         secrets_folder=str(secretsfolder.place(run)) if source.experiment.secrets else "",
         reproduces=planned.run,
     )

@@ -35,6 +35,7 @@ def decide(record: Record, experiment: Experiment, ingredients: Ingredients, cir
         repro=__version__,
         project=circumstances.project,
         argv=circumstances.argv,
+        code_prefix=ingredients.code_prefix,
         image=ingredients.image,
         data=ingredients.data,
         host=host,

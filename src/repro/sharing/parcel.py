@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from repro import identity, scratch
+from repro import foreign, identity, scratch
 from repro.code.repository import Repository, blobs, git, reading
 from repro.errors import EnvironmentUnfitError, RefusedError
 from repro.experiment import Value
@@ -33,7 +33,6 @@ LIMIT = 64 << 20  # bytes, of all of it
 ENTRIES = 100_000  # files, of all of it
 BLOCK = 1 << 16
 SIGNED = ".intoto.jsonl"
-OBJECT = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 DIGEST = re.compile(rb"^record sha256:([0-9a-f]{64})$", re.MULTILINE)
 
 
@@ -187,9 +186,8 @@ class Parcel:
             raise _strange(run, f"its record cannot be read: {error}") from error
         if self.record.planned.run != run:
             raise _strange(run, f"its record is of run {self.record.planned.run}")
-        code = self.record.planned.code
-        if not (OBJECT.fullmatch(code.commit) and OBJECT.fullmatch(code.tree)):
-            raise _strange(run, "its record names no commit")
+        if found := foreign.strange(self.record):
+            raise _strange(run, found[0])
         if self.digest != (told := _told(repository, commit)):
             raise _strange(run, f"its record has the sha256 {self.digest}, and its commit tells {told}")
 

@@ -21,6 +21,10 @@ EACH = 0.01  # seconds that any file may take
 PATIENCE = 60.0  # seconds that all files together may take longer than is usual for their sizes; then no more is read
 
 
+class UnsettledError(Exception):
+    """Time or memory were too little for a file, or it changed meanwhile: it may have a canonical digest, or none."""
+
+
 class Apart:
     """Asks a process that starts with the first file it can be asked of, and goes with the `with` block."""
 
@@ -39,30 +43,36 @@ class Apart:
 
     @property
     def trouble(self) -> str:
-        """What to say of files that have no canonical digest for a reason outside of them; "" when there is none."""
-        if self.late >= PATIENCE:
-            return "not all of its outputs have a canonical digest: reading them took too long"
+        """What to say of the stabilizers of other packages; "" when all is well."""
         return registry.trouble() if self.used else ""
 
     def wants(self, name: str, size: int) -> bool:
-        """Whether to ask; the process starts at the first such file, and gets ready meanwhile."""
+        """Whether a stabilizer is meant for it; the process starts at the first such file, and gets ready meanwhile."""
         stabilizer = registry.usable(name)
-        if stabilizer is None or not 0 < size <= stabilizer.limit or self.late >= PATIENCE:
+        if stabilizer is None or not 0 < size <= stabilizer.limit:
             return False
-        if self.asked is None:
+        if self.asked is None and self.late < PATIENCE:
             self.asked = _started()
         self.used = True
         return True
 
     def canonical(self, name: str, file: IO[bytes], sha256: str) -> Canonical | None:
-        """Of an open file whose bytes have that sha256; None: no stabilizer can read it, or it has changed since."""
+        """Of an open file whose bytes have that sha256; None: no stabilizer is meant for it, or can read it.
+
+        Raises:
+            UnsettledError: nobody can tell.
+        """
         size = os.fstat(file.fileno()).st_size
         if not self.wants(name, size):
             return None
+        if self.late >= PATIENCE:
+            raise UnsettledError(f"{name}: other files have taken too long")
         begun = time.monotonic()
         answer = self._answer(posixpath.basename(name), file, SECONDS + size / PACE)
         self.late += max(0.0, time.monotonic() - begun - EACH - size / PACE)
         if answer.get("read") != sha256:
+            raise UnsettledError(f"{name}: reading it took too long or too much memory, or it has changed")
+        if "sha256" not in answer:
             return None
         return Canonical(stabilizer=answer["stabilizer"], sha256=answer["sha256"])
 

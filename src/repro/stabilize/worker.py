@@ -42,7 +42,10 @@ def _confine() -> None:
 
 
 def _answer(name: str, descriptor: int) -> dict[str, str]:
-    """The sha256 of what was read, the stabilizer, and the sha256 of what is left; nothing if there is none."""
+    """The sha256 of what was read, the stabilizer, and the sha256 of what is left.
+
+    The first alone of a file that no stabilizer can read, nothing where the memory was too little to tell.
+    """
     stabilizer = registry.usable(name)
     try:
         with os.fdopen(descriptor, "rb") as file:
@@ -50,9 +53,10 @@ def _answer(name: str, descriptor: int) -> dict[str, str]:
         found = attempt(stabilizer, content) if stabilizer else None
     except MemoryError:
         return {}
-    if stabilizer is None or found is None:
-        return {}
-    return {"read": digest(content), "stabilizer": stabilizer.label, "sha256": digest(found)}
+    answer = {"read": digest(content)}
+    if stabilizer is not None and found is not None:
+        answer |= {"stabilizer": stabilizer.label, "sha256": digest(found)}
+    return answer
 
 
 if __name__ == "__main__":

@@ -127,13 +127,9 @@ def judge(record: Record, folder: RunFolder, policy: Path, *, json: bool) -> int
     from repro.attest import signing
 
     wanted = policies.read(policy)
-    found = policies.judge(wanted, identity.record_digest(record), _result(record), signing.lines(folder))
+    found = policies.judge(wanted, identity.record_digest(record), identity.result_of(record), signing.lines(folder))
     print(report.as_json(found) if json else found.text)
     return ExitCode.OK if found.met else ExitCode.REFUSED
-
-
-def _result(record: Record) -> str:
-    return (record.ended.result or identity.result(record.ended)) if record.ended else ""
 
 
 def _verifications(record: Record, folder: RunFolder, only: str | None) -> list[Path]:
@@ -161,7 +157,7 @@ def _read(path: Path, record: Record) -> Verification:
     except (OSError, msgspec.MsgspecError) as error:
         raise BadInputError(f"{path} is no verification", evidence=[str(error)]) from error
     digest = identity.record_digest(record)
-    if (plain(found.record), plain(found.result)) != (digest, _result(record)):
+    if (plain(found.record), plain(found.result)) != (digest, identity.result_of(record)):
         raise RefusedError(
             f"the verification {path.stem} is not of the record that run {record.planned.run} has now",
             evidence=[f"verified  sha256 {found.record}", f"now       sha256 {digest}"],

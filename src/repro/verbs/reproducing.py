@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from repro import report
+from repro import printable, report
 from repro.display import Display
 from repro.errors import BadInputError, EnvironmentUnfitError, ExitCode, RefusedError, ReproError
 from repro.experiment import Value
@@ -70,6 +70,9 @@ def register(add: Add) -> None:
     command.add_argument("--rebuild", action="store_true", help="build the image anew, also when it is there")
     command.add_argument("--offline", action="store_true", help="ask nobody who is not on this machine")
     command.add_argument("--tolerance", metavar="FILE", help="how far numbers may be apart (TOML), for level E3")
+    command.add_argument(
+        "--give-secrets", action="store_true", help="let an imported or pulled run take secrets as its record says"
+    )
     command.add_argument("--dry-run", action="store_true", help="print where everything would come from, run nothing")
     command.add_argument("--sign", metavar="KEY", help=f"sign what came of it, with {attesting.KEY}")
 
@@ -113,7 +116,7 @@ def reproduce(args: argparse.Namespace, display: Display) -> int:
     from repro.compare import tolerance
     from repro.engines.engine import connect
     from repro.execution import Execution
-    from repro.restoring import again
+    from repro.restoring import again, consent
     from repro.running import sweep
 
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the end of a terminal is not the end of a run
@@ -131,7 +134,8 @@ def reproduce(args: argparse.Namespace, display: Display) -> int:
     try:
         engine = connect()
         source, basis = assess(original, project, engine, args, expected)
-        _show_plan(original.record, basis, args, display)
+        _show_plan(original, basis, args, display)
+        consent.require(original.folder, source.experiment, built=source.builds, given=args.give_secrets)
         try:
             refuse(original.record, basis, explicit=expected is not None)
         except EnvironmentUnfitError:
@@ -187,7 +191,7 @@ def assess(
     original: Side, project: Project, engine: Engine, args: argparse.Namespace, expected: Level | None
 ) -> tuple[Source, Basis]:
     """Where everything is, what may be expected here, and what is expected."""
-    from repro.restoring import again, ceiling, frozen, ingredients
+    from repro.restoring import again, ceiling, consent, frozen, ingredients
     from repro.restoring.again import Basis
     from repro.restoring.materials import Source
 
@@ -198,7 +202,13 @@ def assess(
     host = host_now(engine, record)
     most = ceiling.of(record, host, found, born=again.repeats(record, project).limit)
     basis = Basis(expected=most.level if expected is None else expected, ceiling=most, ingredients=found, host=host)
-    source = Source(experiment=thawed.experiment, ingredients=found, rebuild=args.rebuild, offline=args.offline)
+    source = Source(
+        experiment=thawed.experiment,
+        ingredients=found,
+        rebuild=args.rebuild,
+        offline=args.offline,
+        foreign=consent.is_foreign(original.folder),
+    )
     return source, basis
 
 
@@ -309,15 +319,25 @@ class Attempts:
 # for people ------------------------------------------------------------------------------------------------------
 
 
-def _show_plan(record: Record, basis: Basis, args: argparse.Namespace, display: Display) -> None:
+def _show_plan(original: Side, basis: Basis, args: argparse.Namespace, display: Display) -> None:
     if args.dry_run and args.json:
         intent = Intent(
-            run=record.planned.run, expected=basis.expected, ceiling=basis.ceiling, ingredients=basis.ingredients
+            run=original.record.planned.run,
+            expected=basis.expected,
+            ceiling=basis.ceiling,
+            ingredients=basis.ingredients,
         )
         print(report.as_json(intent))
         return
+    from repro.restoring import consent
+
+    record, folder = original.record, original.folder
     lines = [f"run {record.planned.run} once more", *places(basis.ingredients)]
     network = record.planned.network
+    if consent.is_foreign(folder):
+        who = printable.line(f"{record.planned.host.user} on {record.planned.host.name}")
+        root = ", as root in the container" if record.planned.config.get("user") == "root" else ""
+        lines.append(f"by        {who}, not you: their code runs{root}")
     lines.append(f"network   {network}" + ("" if network == "none" else ": what it fetches may differ"))
     lines.append(_row("ceiling", f"{basis.ceiling.level}", basis.ceiling.reason))
     lines.append(_row("expected", f"{basis.expected}", MEANING[basis.expected]))
