@@ -274,6 +274,15 @@ def test_outputs_that_nobody_could_read_are_not_the_same(tmp_path: Path) -> None
     assert compare(other, other).level is Level.DIFFERENT
 
 
+def test_a_record_that_was_changed_after_its_run_is_not_the_same(tmp_path: Path) -> None:
+    one, other = made(tmp_path / "a", FILES), made(tmp_path / "b", {**FILES, "x": b"another"})
+    assert one.record.ended is not None
+    assert other.record.ended is not None
+    ended = msgspec.structs.replace(other.record.ended, outputs=one.record.ended.outputs)
+    edited = Side(record=msgspec.structs.replace(other.record, ended=ended), folder=other.folder)
+    assert [compare(one, edited).level, compare(edited, one).level] == [Level.DIFFERENT] * 2
+
+
 def test_a_record_that_names_files_elsewhere_and_no_numbers_is_compared_with_care(tmp_path: Path) -> None:
     (tmp_path / "secret.json").write_text("[1.0]")
     one = made(tmp_path / "a", outputs=[output("../../secret.json", b"[1.0]")], measured=[series("x", [1.0])])

@@ -130,7 +130,7 @@ def test_what_this_version_would_choose_changes_nothing(lab: Project, repro: Rep
     first, folder = run(repro, lab)
     env = json.loads(folder.record.read_text())["planned"]["env"]
     env = {name: value for name, value in env.items() if name != "OMP_NUM_THREADS"} | {"SOME_DEFAULT": "old"}
-    rewrite(folder, planned__env=env)
+    rewrite(folder, planned__env=env, planned__run_key="")
     assert repro("reproduce", first.planned.run).returncode == 1  # it was recorded with another environment
     assert (folders(lab.runs)[-1].outputs / "x").read_text() == "old\n"
 
@@ -293,6 +293,25 @@ def test_a_record_that_was_edited_is_found_out(lab: Project, repro: Repro) -> No
     assert "config.json is not the recorded configuration" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"planned__config__seed": 2}, "what went in is not what its run key says"),
+        ({"ended__exit_code": 1}, "what came out is not what its result says"),
+    ],
+)
+def test_a_record_that_was_edited_is_never_reproduced(
+    lab: Project, repro: Repro, changes: dict[str, Any], says: str
+) -> None:
+    record, folder = run(repro, lab)
+    rewrite(folder, **changes)
+    done = repro("reproduce", record.planned.run)
+    assert done.returncode == 3, done.stderr
+    assert says in done.stderr
+    assert "reproduced" not in done.stdout
+    assert [each.path for each in folders(lab.runs)] == [folder.path]
+
+
 # run --repeat ----------------------------------------------------------------------------------------------------
 
 
@@ -309,7 +328,8 @@ def test_repeats_of_chance_say_so_and_bound_what_may_be_expected(lab: Project, r
     script(lab, "toy.sh", "head -c 8 /dev/urandom > $REPRO_OUTPUTS/x")
     done = repro("run", "--repeat", "2", "experiment=toy", OFF)
     assert done.returncode == 1, done.stderr
-    assert "E1" in done.stdout
+    assert "2 runs, and none like the first: E1" in done.stdout
+    assert "the same" not in done.stdout
     refused = repro("reproduce", folders(lab.runs)[0].path.name, "--expect", "E5")
     assert refused.returncode == 4
     assert "not the same in its own repeats (E1 in 2 runs)" in refused.stderr

@@ -17,6 +17,7 @@ from repro.results import Results
 LAST_LINES = 20
 TAIL = 64 << 10  # bytes
 METRICS = 20  # in a summary
+UNPROVEN = "on different machines, or with something that no record tells: a machine, a network, a secret"
 LONG_DIGEST = re.compile(r"(sha256:[0-9a-f]{12})[0-9a-f]{52}")
 
 
@@ -84,7 +85,7 @@ def _result(record: Record, known: Mapping[str, Results]) -> tuple[str, str]:
 
 
 def _differ(found: Results) -> str:
-    why = "proven non-determinism" if found.proven else "on different machines, or on ones that nothing is known of"
+    why = "proven non-determinism" if found.proven else UNPROVEN
     return f"{found.results:,} results in {found.runs:,} runs of one run key: {why}"
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from repro import identity
 from repro.compare import filing, metrics, trace
 from repro.compare.sides import Side
 from repro.compare.tolerance import Tolerance
@@ -80,7 +81,22 @@ def _end(before: Record, after: Record) -> Compared:
 
 
 def _unlisted(before: Record, after: Record) -> Iterator[Compared]:
-    """Results that nobody could read may be anything."""
+    """Results that nobody could read may be anything, and so may those of a record that was changed."""
+    changed = [
+        "not what came out, by its own name for it"
+        if record.ended and record.ended.result and identity.result(record.ended) != record.ended.result
+        else ""
+        for record in (before, after)
+    ]
+    if any(changed):
+        yield Compared(
+            kind="file",
+            name="record.json",
+            level=Level.DIFFERENT,
+            before=changed[0],
+            after=changed[1],
+            remark="a record was changed after its run, so nothing in it counts",
+        )
     reasons = [
         record.ended.reason if record.ended and any(words in record.ended.reason for words in UNTOLD) else ""
         for record in (before, after)

@@ -216,11 +216,21 @@ def refuse(record: Record, basis: Basis, *, explicit: bool) -> None:
     """Say no before anything is done, where the answer is known.
 
     Raises:
-        EnvironmentUnfitError: an ingredient is lost.
+        EnvironmentUnfitError: an ingredient is lost, or the record is not what was written.
         RefusedError: more is expected than is possible here.
     """
+    from repro import identity
     from repro.restoring import ceiling, ingredients
 
+    if changed := list(identity.contradictions(record)):  # it would be another run, or another result, by this name
+        raise EnvironmentUnfitError(
+            f"run {record.planned.run} cannot be run again: its record was changed after the run",
+            evidence=changed,
+            hints=[
+                f"`repro verify {record.planned.run}` tells all that has changed",
+                "take record.json from another copy of the run folder, from its bundle, or with `repro pull`",
+            ],
+        )
     if lost := ingredients.lost(basis.ingredients):
         raise EnvironmentUnfitError(
             f"run {record.planned.run} cannot be run again: {', '.join(map(ceiling.name, lost))} lost",
