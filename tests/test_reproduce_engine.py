@@ -81,6 +81,7 @@ def test_a_run_that_is_not_deterministic_differs(lab: Project, repro: Repro) -> 
     assert done.returncode == 1, done.stderr
     (found,) = json.loads(done.stdout)
     assert (found["reached"], found["verdict"]["level"]) == (False, 1)
+    assert found["verdict"]["explanation"].startswith("proven non-determinism")
     assert [each.reached for each in left(folder)] == [False]
 
 
@@ -335,3 +336,21 @@ def test_repeats_of_chance_say_so_and_bound_what_may_be_expected(lab: Project, r
     assert "not the same in its own repeats (E1 in 2 runs)" in refused.stderr
     again = repro("reproduce", folders(lab.runs)[0].path.name)
     assert (again.returncode, "toy: NOT reproduced (E1" in again.stdout) == (1, True)
+    told = repro("verify", folders(lab.runs)[0].path.name).stdout
+    assert "could be run again, 2 attempts came to E1 at most" in told
+    assert "verified E1 2 times" in told
+
+
+def test_a_declared_tolerance_is_checked_and_counts_for_the_repeats_too(
+    lab: Project, repro: Repro, tmp_path: Path
+) -> None:
+    script(lab, "toy.sh", "repro-log step=1 loss=0.$(od -An -N2 -tu2 /dev/urandom | tr -d ' ')")
+    assert repro("run", "--repeat", "2", "experiment=toy", OFF).returncode == 1
+    run, margins = folders(lab.runs)[0].path.name, tmp_path / "margins.toml"
+    margins.write_text("[metrics]\nlos = {abs = 1.0}\n")
+    misspelt = repro("reproduce", run, "--tolerance", str(margins))
+    assert (misspelt.returncode, "did you mean loss?" in misspelt.stderr) == (2, True)
+    margins.write_text("[metrics]\nloss = {abs = 1.0}\n")
+    done = repro("reproduce", run, "--tolerance", str(margins), "--expect", "E3")
+    assert done.returncode == 0, done.stderr
+    assert "toy: reproduced (E3" in done.stdout

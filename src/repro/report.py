@@ -139,7 +139,7 @@ def duration(record: Record) -> float:
     if record.started is None:
         return 0.0
     end = record.ended.at if record.ended else datetime.now(timezone.utc)
-    return (end - record.started.at).total_seconds()
+    return max(0.0, (end - record.started.at).total_seconds())  # the engine's clock may be a little behind
 
 
 def short(image_id: str) -> str:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from repro import identity
-from repro.compare import filing, metrics, trace
+from repro.compare import filing, metrics, points, trace
+from repro.compare import tolerance as tolerance_file
 from repro.compare.sides import Side
 from repro.compare.tolerance import Tolerance
 from repro.record import End, OutputFile, Record
@@ -44,6 +45,17 @@ def compare(before: Side, after: Side, tolerance: Tolerance | None = None, other
         explanation="" if results else "neither run has a result: no file that is not a by-product, no metric",
         divergence=str(parted) if parted else "",
     )
+
+
+def check(margins: Tolerance, *sides: Side) -> None:
+    """Refuse a tolerance that names what none of the runs has.
+
+    Raises:
+        BadInputError: it does.
+    """
+    measured = [name for side in sides for name in points.series(side.record, side.folder)]
+    files = [file.path for side in sides if side.record.ended for file in side.record.ended.outputs]
+    tolerance_file.check(margins, measured, files)
 
 
 def _carry(measured: Iterable[Compared]) -> bool:

@@ -49,7 +49,9 @@ class Repeating:
             ingredients=(),
             host=self.first.record.planned.host,
         )
-        made, side = again.attempt(self.first, plan, execute, basis, others=tuple(self.others))
+        made, side = again.attempt(
+            self.first, plan, execute, basis, others=tuple(self.others), root=self.execution.project.root
+        )
         self.made.append(made)
         self.others.append(side)
         self.execution.retell(side.folder)

@@ -110,7 +110,7 @@ def chosen(project: Project, wanted: str, display: Display) -> Side:
 
 def reproduce(args: argparse.Namespace, display: Display) -> int:
     """The run of a record once more, compared with it; each attempt leaves a verification."""
-    from repro.compare import tolerance
+    from repro.compare import comparing, tolerance
     from repro.engines.engine import connect
     from repro.execution import Execution
     from repro.restoring import again
@@ -126,11 +126,13 @@ def reproduce(args: argparse.Namespace, display: Display) -> int:
     sweep.at_start(project, display.notice)
     original = chosen(project, args.run, display)
     require_result(original.record)
+    if margins:
+        comparing.check(margins, original)
     execution = Execution(project, display)
     execution.prevent_pruning()
     try:
         engine = connect()
-        source, basis = assess(original, project, engine, args, expected)
+        source, basis = assess(original, project, engine, args, expected, margins)
         _show_plan(original.record, basis, args, display)
         try:
             refuse(original.record, basis, explicit=expected is not None)
@@ -184,7 +186,12 @@ def require_result(record: Record) -> None:
 
 
 def assess(
-    original: Side, project: Project, engine: Engine, args: argparse.Namespace, expected: Level | None
+    original: Side,
+    project: Project,
+    engine: Engine,
+    args: argparse.Namespace,
+    expected: Level | None,
+    margins: Tolerance | None,
 ) -> tuple[Source, Basis]:
     """Where everything is, what may be expected here, and what is expected."""
     from repro.restoring import again, ceiling, frozen, ingredients
@@ -196,7 +203,7 @@ def assess(
     depth = ingredients.Depth(rebuild=args.rebuild)
     found = ingredients.look(record, original.folder, project, engine, offline=args.offline, depth=depth)
     host = host_now(engine, record)
-    most = ceiling.of(record, host, found, born=again.repeats(record, project).limit)
+    most = ceiling.of(record, host, found, born=again.repeats(record, project, margins).limit)
     basis = Basis(expected=most.level if expected is None else expected, ceiling=most, ingredients=found, host=host)
     source = Source(experiment=thawed.experiment, ingredients=found, rebuild=args.rebuild, offline=args.offline)
     return source, basis
@@ -304,6 +311,7 @@ class Attempts:
             self.basis,
             tolerance=self.tolerance,
             others=[each for each in others if each],
+            root=project.root,
         )
         self.execution.retell(rerun.folder)
         self.execution.tracked(rerun.record, rerun.folder, self.source.experiment.tracking.wait)
@@ -413,10 +421,14 @@ def verify(args: argparse.Namespace, display: Display) -> int:
 
 def audit_text(record: Record, found: Audit) -> Iterator[str]:
     """The answer for people."""
+    levels = [each.verdict.level for each in found.verifications if each.verdict]
     if found.lost:
         yield f"{found.run}: cannot be had back"
     elif record.ended is None or record.ended.end is not End.FINISHED:
         yield f"{found.run}: could be run again, but has no result to compare with ({record.state})"
+    elif levels and max(levels) < found.ceiling.level:
+        tried = f"{report.many(len(levels), 'attempt')} came to {max(levels)} at most"
+        yield f"{found.run}: could be run again, {tried}; {found.ceiling.level} is the most that may be expected here"
     else:
         yield f"{found.run}: could be had back, at level {found.ceiling.level}"
     if found.ceiling.reason and not found.lost:
@@ -425,8 +437,13 @@ def audit_text(record: Record, found: Audit) -> Iterator[str]:
     for word, items in (("LOST", found.lost), ("CHANGED", found.changed), ("decaying", found.decay)):
         yield from (f"  {word:<8} {item}" for item in items)
     done = [each for each in found.verifications if each.verdict]
+    alike: dict[str, list[Verification]] = {}
     for each in done:
         came = each.verdict.level if each.verdict else ""
-        yield f"  verified {came} on {each.at:%Y-%m-%d} by {each.by}, {each.witness}"
+        alike.setdefault(f"by {each.by}, {each.witness}|{came}", []).append(each)
+    for told, several in alike.items():
+        whom, _, came = told.rpartition("|")
+        times = f" {len(several)} times, the last time" if several[1:] else ""
+        yield f"  verified {came}{times} on {max(each.at for each in several):%Y-%m-%d} {whom}"
     if stopped := len(found.verifications) - len(done):
         yield f"  verified {report.many(stopped, 'attempt')} came to no verdict"
