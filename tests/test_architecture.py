@@ -14,9 +14,9 @@ SOURCE = Path(__file__).parents[1] / "src" / "repro"
 # A room is a folder of the library; "" is its top. A module imports only from the rooms above its own, and from what
 # stands left of it: so arrows between rooms point one way, too.
 ROOMS = (
-    ("", "start errors experiment tolerant project guard scratch record identity results printable verdict"),
+    ("", "start errors experiment tolerant project guard scratch record results printable verdict"),
     ("stabilize", "form wire texts arrays hdf5 pictures pages tensorflows archives registry worker apart pairing"),
-    ("", "manifest report config display download data"),
+    ("", "identity manifest report config display download data"),
     ("secrets", "masking secretsources secretsfolder"),
     ("code", "repository lfs checkout suspects source gitbundle"),
     ("engines", "answers imagefacts endpoint refusal repodigest engine glance registry probe"),

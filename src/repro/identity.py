@@ -16,6 +16,7 @@ import msgspec
 import rfc8785
 
 from repro.record import Ended, Planned, Record
+from repro.stabilize import pairing
 
 RUN_KEY, RESULT = 1, 1  # the definitions
 SAFE = 2**53  # from here on, JSON's numbers do not tell two integers apart
@@ -79,14 +80,15 @@ def run_key(planned: Planned) -> str:
 def result(ended: Ended) -> str:
     """The sha256 over what came out of a run and is no by-product: files, metrics, exit code.
 
-    Of a file that a stabilizer knows, what is left after it counts.
+    Of a file that a stabilizer knows, what is left after it counts; names with the time in them count without it.
     """
+    names = pairing.pairing_names(file.path for file in ended.outputs if file.role == "result")
     return _digest(
         {
             "result": RESULT,
             "exit code": ended.exit_code,
             "files": {
-                file.path: [file.canonical.stabilizer, file.canonical.sha256]
+                names[file.path]: [file.canonical.stabilizer, file.canonical.sha256]
                 if file.canonical
                 else ["bytes", file.sha256]
                 for file in ended.outputs
