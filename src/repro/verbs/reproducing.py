@@ -150,7 +150,7 @@ def reproduce(args: argparse.Namespace, display: Display) -> int:
                 attesting.signed(each, signer, original.folder, each.rerun, display)
     finally:
         execution.close()
-    print(report.as_json(made) if args.json else "\n".join(answer(original, made)), flush=True)
+    print(report.as_json(made) if args.json else "\n".join(answer(original, made, attempts.layers)), flush=True)
     return ExitCode.OK if all(each.reached for each in made) else ExitCode.NO
 
 
@@ -266,6 +266,7 @@ class Attempts:
     ) -> None:
         self.original, self.engine, self.execution = original, engine, execution
         self.source, self.basis, self.tolerance = source, basis, tolerance
+        self.layers = "the same layers"
 
     def run(self, argv: tuple[str, ...], times: int) -> Iterator[Verification]:
         """One after the other.
@@ -287,6 +288,7 @@ class Attempts:
                 raise
             self.basis = msgspec.structs.replace(self.basis, rebuilt=materials.rebuilt)
             if not materials.same_image:
+                self.layers = "OTHER LAYERS"
                 display.notice("the image was built anew and is not the same: its layers differ from the recorded ones")
             for number in range(times):
                 if number:
@@ -363,8 +365,8 @@ def places(found: Sequence[Ingredient]) -> Iterator[str]:
             yield f"          note {each.remark}"
 
 
-def answer(original: Side, made: Sequence[Verification]) -> Iterator[str]:
-    """What came of the attempts."""
+def answer(original: Side, made: Sequence[Verification], layers: str) -> Iterator[str]:
+    """What came of the attempts; `layers`: how those of an image that was built anew compare."""
     for each in made:
         came = each.verdict.level if each.verdict else None
         same = each.reached and came is not None and came >= Level.STATISTICAL  # less is nobody's idea of it
@@ -372,7 +374,8 @@ def answer(original: Side, made: Sequence[Verification]) -> Iterator[str]:
         said = f"{came}, {MEANING[came]}" if came is not None else "no verdict: it was stopped"
         yield f"{original.record.planned.name}: {word} ({said})"
         yield f"  run      {each.run}"
-        yield f"  rerun    {each.rerun}  on the {each.witness}" + ("  with an image built anew" if each.rebuilt else "")
+        image = f"  with an image built anew, of {layers}" if each.rebuilt else ""
+        yield f"  rerun    {each.rerun}  on the {each.witness}{image}"
         yield f"  expected {each.expected}" + (f"  ({each.ceiling.reason})" if each.ceiling.reason else "")
         if each.verdict:
             results = [one for one in each.verdict.compared if one.role == "result"]
@@ -421,13 +424,15 @@ def verify(args: argparse.Namespace, display: Display) -> int:
 
 def audit_text(record: Record, found: Audit) -> Iterator[str]:
     """The answer for people."""
-    levels = [each.verdict.level for each in found.verifications if each.verdict]
+    told = [
+        (each.verdict.level, f"by {each.by}, {each.witness}", each.at) for each in found.verifications if each.verdict
+    ]
     if found.lost:
         yield f"{found.run}: cannot be had back"
     elif record.ended is None or record.ended.end is not End.FINISHED:
         yield f"{found.run}: could be run again, but has no result to compare with ({record.state})"
-    elif levels and max(levels) < found.ceiling.level:
-        tried = f"{report.many(len(levels), 'attempt')} came to {max(levels)} at most"
+    elif told and max(told)[0] < found.ceiling.level:
+        tried = f"{report.many(len(told), 'attempt')} came to {max(told)[0]} at most"
         yield f"{found.run}: could be run again, {tried}; {found.ceiling.level} is the most that may be expected here"
     else:
         yield f"{found.run}: could be had back, at level {found.ceiling.level}"
@@ -436,14 +441,9 @@ def audit_text(record: Record, found: Audit) -> Iterator[str]:
     yield from (f"  {line}" for line in places(found.ingredients))
     for word, items in (("LOST", found.lost), ("CHANGED", found.changed), ("decaying", found.decay)):
         yield from (f"  {word:<8} {item}" for item in items)
-    done = [each for each in found.verifications if each.verdict]
-    alike: dict[str, list[Verification]] = {}
-    for each in done:
-        came = each.verdict.level if each.verdict else ""
-        alike.setdefault(f"by {each.by}, {each.witness}|{came}", []).append(each)
-    for told, several in alike.items():
-        whom, _, came = told.rpartition("|")
-        times = f" {len(several)} times, the last time" if several[1:] else ""
-        yield f"  verified {came}{times} on {max(each.at for each in several):%Y-%m-%d} {whom}"
-    if stopped := len(found.verifications) - len(done):
+    for level, whom in dict.fromkeys(one[:2] for one in told):
+        days = [at for came, who, at in told if (came, who) == (level, whom)]
+        times = f" {len(days)} times, the last time" if days[1:] else ""
+        yield f"  verified {level}{times} on {max(days):%Y-%m-%d} {whom}"
+    if stopped := len(found.verifications) - len(told):
         yield f"  verified {report.many(stopped, 'attempt')} came to no verdict"
