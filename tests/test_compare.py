@@ -16,7 +16,7 @@ from repro.compare import intervals
 from repro.compare.comparing import Side, compare, pairs
 from repro.compare.tolerance import Margin, Tolerance
 from repro.manifest import Listing
-from repro.record import End
+from repro.record import End, Record
 from repro.verdict import Compared, Level
 from tests.runs_to_compare import canonical, made, output, series, sha256
 
@@ -229,6 +229,18 @@ def test_only_finished_runs_of_exactly_the_same_are_repeats(tmp_path: Path) -> N
     failed = [made(tmp_path / f"f{n}", {}, {"x": [n / 2]}, run_key="0", end=End.FAILED) for n in range(3)]
     again = [one, one, one]
     assert compare(one, made(tmp_path / "b", {}, {"x": [0.6]}), others=[*others, *failed, *again]).level == 1
+
+
+def test_a_repeat_whose_record_was_changed_widens_no_interval(tmp_path: Path) -> None:
+    one, other = (made(tmp_path / name, {}, {"x": [value]}) for name, value in (("c", 0.9), ("d", 0.95)))
+    repeats = [made(tmp_path / f"r{n}", {}, {"x": [value]}) for n, value in enumerate((0.9, 0.91))]
+    wide = [*repeats, Side(record=_edited(made(tmp_path / "e", {}, {"x": [0.5]}).record), folder=one.folder)]
+    assert compare(one, other, others=wide).level is Level.DIFFERENT
+
+
+def _edited(record: Record) -> Record:
+    assert record.ended is not None
+    return msgspec.structs.replace(record, ended=msgspec.structs.replace(record.ended, result=sha256(b"another")))
 
 
 def test_the_interval_is_that_of_a_prediction() -> None:

@@ -70,10 +70,17 @@ def _repeats(before: Side, after: Side, others: Sequence[Side]) -> list[Side]:
     key, found = before.record.planned.run_key, []
     for side in others:
         planned, ended = side.record.planned, side.record.ended
-        if planned.run not in seen and key and planned.run_key == key and ended and ended.end is End.FINISHED:
+        alike = planned.run not in seen and key and planned.run_key == key
+        if alike and ended and ended.end is End.FINISHED and not _edited(side.record):
             seen.add(planned.run)
             found.append(side)
     return found
+
+
+def _edited(record: Record) -> bool:
+    """Whether what came out, as the record has it, is not what it says itself that it is."""
+    ended = record.ended
+    return ended is not None and bool(ended.result) and identity.result(ended) != ended.result
 
 
 def _end(before: Record, after: Record) -> Compared:
@@ -94,12 +101,7 @@ def _end(before: Record, after: Record) -> Compared:
 
 def _unlisted(before: Record, after: Record) -> Iterator[Compared]:
     """Results that nobody could read may be anything, and so may those of a record that was changed."""
-    changed = [
-        "not what came out, by its own name for it"
-        if record.ended and record.ended.result and identity.result(record.ended) != record.ended.result
-        else ""
-        for record in (before, after)
-    ]
+    changed = ["not what came out, by its own name for it" if _edited(each) else "" for each in (before, after)]
     if any(changed):
         yield Compared(
             kind="file",
