@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from repro import identity
 from repro.compare.comparing import Side
 from repro.record import (
     Canonical,
@@ -148,8 +149,8 @@ def made(
         outputs=tuple(outputs or (output(path, content) for path, content in sorted((files or {}).items()))),
         metrics=tuple(measured or (series(name, values) for name, values in (metrics or {}).items())),
         trace=tuple(trace),
-        result="r" * 64,
     )
+    ended = msgspec.structs.replace(ended, result=identity.result(ended))
     plan = msgspec.structs.replace(PLANNED, **{"run": f"20261127-120000-toy-{folder.name}", **planned})
     record = Record(planned=plan, started=Started(at=NOW, container="c", gpus="none"), ended=ended)
     found.write(record)

@@ -41,7 +41,8 @@ ROOMS = (
     ("", "execution"),
     ("restoring", "consent frozen codes held datasets ingredients ceiling replan materials again auditing repeating"),
     ("bundle", "stored contents crate script exporting checking importing"),
-    ("verbs", "findings enginecheck doctor ui imaging locking life comparing attesting sharing bundling reproducing"),
+    ("verbs", "findings enginecheck doctor ui imaging locking life comparing attesting sharing"),
+    ("verbs", "bundling recorded reproducing verifying"),
     ("", "run cli __main__"),
 )
 LAYERS = [f"{room}.{module}".lstrip(".") for room, modules in ROOMS for module in modules.split()]

@@ -16,7 +16,7 @@ from repro.compare import intervals
 from repro.compare.comparing import Side, compare, pairs
 from repro.compare.tolerance import Margin, Tolerance
 from repro.manifest import Listing
-from repro.record import End
+from repro.record import End, Record
 from repro.verdict import Compared, Level
 from tests.runs_to_compare import canonical, made, output, series, sha256
 
@@ -231,6 +231,18 @@ def test_only_finished_runs_of_exactly_the_same_are_repeats(tmp_path: Path) -> N
     assert compare(one, made(tmp_path / "b", {}, {"x": [0.6]}), others=[*others, *failed, *again]).level == 1
 
 
+def test_a_repeat_whose_record_was_changed_widens_no_interval(tmp_path: Path) -> None:
+    one, other = (made(tmp_path / name, {}, {"x": [value]}) for name, value in (("c", 0.9), ("d", 0.95)))
+    repeats = [made(tmp_path / f"r{n}", {}, {"x": [value]}) for n, value in enumerate((0.9, 0.91))]
+    wide = [*repeats, Side(record=_edited(made(tmp_path / "e", {}, {"x": [0.5]}).record), folder=one.folder)]
+    assert compare(one, other, others=wide).level is Level.DIFFERENT
+
+
+def _edited(record: Record) -> Record:
+    assert record.ended is not None
+    return msgspec.structs.replace(record, ended=msgspec.structs.replace(record.ended, result=sha256(b"another")))
+
+
 def test_the_interval_is_that_of_a_prediction() -> None:
     """mean 2, deviation 1, t(.975, 2) = 4.302653: 2 ± 4.302653 · sqrt(4/3)."""
     found = intervals.interval([1.0, 2.0, 3.0])
@@ -272,6 +284,15 @@ def test_outputs_that_nobody_could_read_are_not_the_same(tmp_path: Path) -> None
     ended = msgspec.structs.replace(one.record.ended, reason=reason)
     other = Side(record=msgspec.structs.replace(one.record, ended=ended), folder=one.folder)
     assert compare(other, other).level is Level.DIFFERENT
+
+
+def test_a_record_that_was_changed_after_its_run_is_not_the_same(tmp_path: Path) -> None:
+    one, other = made(tmp_path / "a", FILES), made(tmp_path / "b", {**FILES, "x": b"another"})
+    assert one.record.ended is not None
+    assert other.record.ended is not None
+    ended = msgspec.structs.replace(other.record.ended, outputs=one.record.ended.outputs)
+    edited = Side(record=msgspec.structs.replace(other.record, ended=ended), folder=other.folder)
+    assert [compare(one, edited).level, compare(edited, one).level] == [Level.DIFFERENT] * 2
 
 
 def test_a_record_that_names_files_elsewhere_and_no_numbers_is_compared_with_care(tmp_path: Path) -> None:

@@ -166,14 +166,27 @@ def test_nothing_is_proven_by_a_file_that_there_was_no_time_to_read(
         ({"host": host(kernel="6.2")}, "non-determinism, or the machine (kernel 6.1 -> 6.2)"),
         ({"host": host(cpu="")}, "non-determinism, or the machine (a record does not tell the processor)"),
         ({"run_key": ""}, "as far as is known"),
+        ({"network": "bridge"}, "non-determinism, or what came from the network (bridge)"),
+        ({"config": config(secrets={"token": {"env": "T"}})}, "non-determinism, or another value of a secret (token)"),
         ({"run_key": "x" * 64, "config": config(description="new")}, "nothing was found in what went in"),
     ],
 )
 def test_nothing_is_proven_where_something_is_not_known(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
-    before, after = made(tmp_path / "a", {}, {"loss": [0.5]}), made(tmp_path / "b", {}, {"loss": [0.6]}, **changes)
+    both = {
+        name: value for name, value in changes.items() if name == "network" or "secrets" in changes.get("config", ())
+    }
+    before = made(tmp_path / "a", {}, {"loss": [0.5]}, **both)
+    after = made(tmp_path / "b", {}, {"loss": [0.6]}, **changes)
     line = differences.between(before, after, None).verdict.explanation
     assert says in line
     assert "proven" not in line
+
+
+def test_what_counts_as_a_result_can_be_the_cause(tmp_path: Path) -> None:
+    before = made(tmp_path / "a", {"x": b"1"}, config=config(outputs={"ignore": ["log"]}), run_key="a" * 64)
+    after = made(tmp_path / "b", {"x": b"1", "log": b"2"}, config=config(outputs={"ignore": []}))
+    line = differences.between(before, after, None).verdict.explanation
+    assert line.endswith('most likely because of what counts as a result (outputs.ignore ["log"] -> [])')
 
 
 def test_several_causes_are_all_named_the_likeliest_first(tmp_path: Path) -> None:

@@ -265,6 +265,19 @@ def test_what_a_record_leaves_open_nobody_says_in_its_place() -> None:
         assert identity.result_of(kept) == found
 
 
+def test_event_files_whose_names_hold_the_time_have_one_result() -> None:
+    """Else every run with TensorBoard would prove that it is not deterministic."""
+    same = Canonical(stabilizer="tfevents@1", sha256="3" * 64)
+    results = set()
+    for made, process in ((1700000000, 7), (1800000000, 8)):
+        names = [f"tb/events.out.tfevents.{made + later}.host.{process}.{later}.v2" for later in (0, 1)]
+        files = [OutputFile(path=name, size=1, sha256=str(process) * 64, canonical=same) for name in names]
+        results.add(identity.result(msgspec.structs.replace(ENDED, outputs=tuple(files))))
+        results.add(identity.result(msgspec.structs.replace(ENDED, outputs=tuple(files[::-1]))))
+    assert len(results) == 1
+    assert results != {identity.result(msgspec.structs.replace(ENDED, outputs=tuple(files[:1])))}
+
+
 def test_a_record_is_named_by_all_of_it() -> None:
     record = Record(planned=PLANNED, started=Started(at=NOW, container="c", gpus="none"), ended=ENDED)
     later = msgspec.structs.replace(record, ended=msgspec.structs.replace(ENDED, reason="another"))

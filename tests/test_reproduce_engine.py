@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -133,13 +134,14 @@ def test_what_this_version_would_choose_changes_nothing(lab: Project, repro: Rep
     first, folder = run(repro, lab)
     env = json.loads(folder.record.read_text())["planned"]["env"]
     env = {name: value for name, value in env.items() if name != "OMP_NUM_THREADS"} | {"SOME_DEFAULT": "old"}
-    rewrite(folder, planned__env=env)
+    rewrite(folder, planned__env=env, planned__run_key="")
     assert repro("reproduce", first.planned.run).returncode == 1  # it was recorded with another environment
     assert (folders(lab.runs)[-1].outputs / "x").read_text() == "old\n"
 
 
 def test_a_lost_image_is_built_anew_and_offline_it_is_lost(lab: Project, repro: Repro, engine: Engine) -> None:
-    (lab.docker / "Dockerfile").write_text("ARG BASE_IMAGE\nFROM ${BASE_IMAGE}\nRUN head -c 9 /dev/urandom > /mine\n")
+    never_built = f"RUN : {uuid.uuid4()} && head -c 9 /dev/urandom > /mine"  # so that no builder's cache has it
+    (lab.docker / "Dockerfile").write_text(f"ARG BASE_IMAGE\nFROM ${{BASE_IMAGE}}\n{never_built}\n")
     first, folder = run(repro, lab)
     engine.remove_image(first.planned.image.tag, force=True)
     if engine.image(first.planned.image.id):
@@ -155,7 +157,7 @@ def test_a_lost_image_is_built_anew_and_offline_it_is_lost(lab: Project, repro: 
     done = repro("reproduce", first.planned.run)
     assert done.returncode == 0, done.stderr
     assert "OTHER LAYERS" in done.stderr
-    assert "with an image built anew" in done.stdout
+    assert "with an image built anew, of OTHER LAYERS" in done.stdout
     assert left(folder)[0].rebuilt or left(folder)[-1].rebuilt
 
 
@@ -312,6 +314,25 @@ def test_a_record_that_was_edited_is_found_out(lab: Project, repro: Repro) -> No
     assert "config.json is not the recorded configuration" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"planned__config__seed": 2}, "what went in is not what its run key says"),
+        ({"ended__exit_code": 1}, "what came out is not what its result says"),
+    ],
+)
+def test_a_record_that_was_edited_is_never_reproduced(
+    lab: Project, repro: Repro, changes: dict[str, Any], says: str
+) -> None:
+    record, folder = run(repro, lab)
+    rewrite(folder, **changes)
+    done = repro("reproduce", record.planned.run)
+    assert done.returncode == 3, done.stderr
+    assert says in done.stderr
+    assert "reproduced" not in done.stdout
+    assert [each.path for each in folders(lab.runs)] == [folder.path]
+
+
 # run --repeat ----------------------------------------------------------------------------------------------------
 
 
@@ -328,9 +349,28 @@ def test_repeats_of_chance_say_so_and_bound_what_may_be_expected(lab: Project, r
     script(lab, "toy.sh", "head -c 8 /dev/urandom > $REPRO_OUTPUTS/x")
     done = repro("run", "--repeat", "2", "experiment=toy", OFF)
     assert done.returncode == 1, done.stderr
-    assert "E1" in done.stdout
+    assert "2 runs, and none like the first: E1" in done.stdout
+    assert "the same" not in done.stdout
     refused = repro("reproduce", folders(lab.runs)[0].path.name, "--expect", "E5")
     assert refused.returncode == 4
     assert "not the same in its own repeats (E1 in 2 runs)" in refused.stderr
     again = repro("reproduce", folders(lab.runs)[0].path.name)
     assert (again.returncode, "toy: NOT reproduced (E1" in again.stdout) == (1, True)
+    told = repro("verify", folders(lab.runs)[0].path.name).stdout
+    assert "could be run again, 2 attempts came to E1 at most" in told
+    assert "verified E1 2 times" in told
+
+
+def test_a_declared_tolerance_is_checked_and_counts_for_the_repeats_too(
+    lab: Project, repro: Repro, tmp_path: Path
+) -> None:
+    script(lab, "toy.sh", "repro-log step=1 loss=0.$(od -An -N2 -tu2 /dev/urandom | tr -d ' ')")
+    assert repro("run", "--repeat", "2", "experiment=toy", OFF).returncode == 1
+    run, margins = folders(lab.runs)[0].path.name, tmp_path / "margins.toml"
+    margins.write_text("[metrics]\nlos = {abs = 1.0}\n")
+    misspelt = repro("reproduce", run, "--tolerance", str(margins))
+    assert (misspelt.returncode, "did you mean loss?" in misspelt.stderr) == (2, True)
+    margins.write_text("[metrics]\nloss = {abs = 1.0}\n")
+    done = repro("reproduce", run, "--tolerance", str(margins), "--expect", "E3")
+    assert done.returncode == 0, done.stderr
+    assert "toy: reproduced (E3" in done.stdout

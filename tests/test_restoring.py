@@ -23,7 +23,7 @@ from repro.restoring import again, auditing, ceiling, codes, datasets, frozen, i
 from repro.running import determinism
 from repro.verdict import Ingredient, Level
 from tests.conftest import commit, script
-from tests.runs_to_compare import NOW, PLANNED
+from tests.runs_to_compare import NOW, PLANNED, made, output
 from tests.test_plan import decided
 
 FLAGS = ("avx2", "fma", "hypervisor", "sse4_2")
@@ -92,6 +92,13 @@ def test_what_is_lost_and_what_chance_decided_bound_it_too() -> None:
     assert "data mnist is lost: x.gz is not there" in ceiling.of(recorded(), HOST, [gone]).reason
     for born, most in ((Level.STABILIZED, Level.STABILIZED), (Level.DIFFERENT, Level.STATISTICAL)):
         assert ceiling.of(recorded(), HOST, born=(born, "in 3 runs")).level == most
+
+
+@pytest.mark.parametrize(("role", "most"), [("result", Level.STABILIZED), ("by-product", Level.BYTES)])
+def test_event_files_are_never_the_same_bytes(tmp_path: Path, role: str, most: Level) -> None:
+    events = output("logs/events.out.tfevents.1700000000.host.7.0", b"x", role=role)
+    ended = made(tmp_path / "a", outputs=[events]).record.ended
+    assert ceiling.of(msgspec.structs.replace(recorded(), ended=ended), HOST).level == most
 
 
 # another version's record ----------------------------------------------------------------------------------------

@@ -17,12 +17,16 @@ from tests.test_record import record
 GPU = Gpu(name="H100", uuid="GPU-1", architecture="9.0", memory=1, driver="570.1")
 
 
+SECRET = {"token": {"env": "TOKEN"}}  # nobody knows whether its value was the same
+
+
 def made(number: int, result: str, *, key: str = "k" * 64, end: End = End.FINISHED, **changes: Any) -> Record:
     """A run with its own id, on a machine whose processor is known."""
     one = record(end)
     assert one.started is not None
     assert one.ended is not None
     given = changes.pop("given", "none")
+    unknown = {"network": changes.pop("network", "none"), "config": {"secrets": changes.pop("secrets", {})}}
     host = msgspec.structs.replace(one.planned.host, **{"cpu": "a CPU", **changes})
     planned = msgspec.structs.replace(
         one.planned,
@@ -30,6 +34,7 @@ def made(number: int, result: str, *, key: str = "k" * 64, end: End = End.FINISH
         created=one.planned.created + timedelta(seconds=number),
         run_key=key,
         host=host,
+        **unknown,
     )
     return Record(
         planned=planned,
@@ -54,6 +59,8 @@ def of(root: Path, *records: Record) -> dict[str, Results]:
         ([made(1, "a"), made(2, "b", cpu="another")], Results(runs=2, results=2, proven=False)),
         ([made(1, "a"), made(2, "b", cpu_flags=("avx",))], Results(runs=2, results=2, proven=False)),
         ([made(1, "a", cpu=""), made(2, "b", cpu="")], Results(runs=2, results=2, proven=False)),
+        ([made(1, "a", network="bridge"), made(2, "b", network="bridge")], Results(runs=2, results=2, proven=False)),
+        ([made(1, "a", secrets=SECRET), made(2, "b", secrets=SECRET)], Results(runs=2, results=2, proven=False)),
         ([made(1, "a", given="1"), made(2, "b", given="1")], Results(runs=2, results=2, proven=False)),
         (
             [made(1, "a", given="1", gpus=(GPU,)), made(2, "b", given="1", gpus=(GPU,))],
@@ -61,7 +68,7 @@ def of(root: Path, *records: Record) -> dict[str, Results]:
         ),
         ([made(1, "a"), made(2, "b", given="1", gpus=(GPU,))], Results(runs=2, results=2, proven=False)),
     ],
-    ids=["same", "two", "other cpu", "other flags", "unknown cpus", "unknown gpus", "same gpus", "with and without"],
+    ids=["same", "two", "other cpu", "other flags", "no cpus", "net", "secret", "no gpus", "same gpus", "one gpu"],
 )  # fmt: skip
 def test_two_results_are_proof_where_the_machines_are_of_one_kind(
     tmp_path: Path, records: list[Record], found: Results

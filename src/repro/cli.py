@@ -18,7 +18,7 @@ from repro.errors import BadInputError, ExitCode
 from repro.project import Project
 from repro.record import folders
 from repro.tracking.lookup import find
-from repro.verbs import attesting, bundling, comparing, imaging, life, locking, reproducing, sharing
+from repro.verbs import attesting, bundling, comparing, imaging, life, locking, reproducing, sharing, verifying
 
 
 def _run(arguments: Sequence[str]) -> int:
@@ -58,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
     imaging.register(add)
     locking.register(add)
     reproducing.register(add)
+    verifying.register(add)
 
     command = add(shell, "shell", "an interactive shell in exactly the container of an experiment")
     command.add_argument("overrides", nargs="*", help="experiment=NAME and further overrides")

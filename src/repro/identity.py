@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -121,6 +122,15 @@ def result_of(record: Record) -> str:
     if record.ended is None or record.ended.result or record.planned.run_key:
         return record.ended.result if record.ended else ""
     return result(record.ended)
+
+
+def contradictions(record: Record) -> Iterator[str]:
+    """Where a record is not what its own names say: it was changed after it was written."""
+    planned, ended = record.planned, record.ended
+    if planned.run_key and run_key(planned) != planned.run_key:
+        yield "record.json: what went in is not what its run key says"
+    if ended and ended.result and result(ended) != ended.result:
+        yield "record.json: what came out is not what its result says"
 
 
 def _digest(value: dict[str, Any]) -> str:

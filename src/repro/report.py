@@ -17,6 +17,7 @@ from repro.results import Results
 LAST_LINES = 20
 TAIL = 64 << 10  # bytes
 METRICS = 20  # in a summary
+UNPROVEN = "on different machines, or with something that no record tells: a machine, a network, a secret"
 LONG_DIGEST = re.compile(r"(sha256:[0-9a-f]{12})[0-9a-f]{52}")
 
 
@@ -84,7 +85,7 @@ def _result(record: Record, known: Mapping[str, Results]) -> tuple[str, str]:
 
 
 def _differ(found: Results) -> str:
-    why = "proven non-determinism" if found.proven else "on different machines, or on ones that nothing is known of"
+    why = "proven non-determinism" if found.proven else UNPROVEN
     return f"{found.results:,} results in {found.runs:,} runs of one run key: {why}"
 
 
@@ -138,7 +139,7 @@ def duration(record: Record) -> float:
     if record.started is None:
         return 0.0
     end = record.ended.at if record.ended else datetime.now(timezone.utc)
-    return (end - record.started.at).total_seconds()
+    return max(0.0, (end - record.started.at).total_seconds())  # the engine's clock may be a little behind
 
 
 def short(image_id: str) -> str:

@@ -32,8 +32,14 @@ class _Host(msgspec.Struct, frozen=True):
     gpus: tuple[dict[str, Any], ...] = ()
 
 
+class _Config(msgspec.Struct, frozen=True):
+    secrets: Any = None
+
+
 class _Planned(msgspec.Struct, frozen=True):
     run_key: str = ""
+    network: str = "none"
+    config: _Config = _Config()
     host: _Host = _Host()
 
 
@@ -55,7 +61,9 @@ class _Record(msgspec.Struct, frozen=True):
 
     @property
     def kind(self) -> object:
-        """What can make results differ of machines; None where nothing is known of it."""
+        """What can make results differ of machines; None where nothing is known of it, or of more that went in."""
+        if self.planned.network != "none" or self.planned.config.secrets:
+            return None
         host = self.planned.host
         gpus = tuple((gpu.get("name"), gpu.get("driver")) for gpu in host.gpus)
         given = self.started.gpus if self.started else ""

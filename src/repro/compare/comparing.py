@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from repro.compare import filing, metrics, trace
+from repro import identity
+from repro.compare import filing, metrics, points, trace
+from repro.compare import tolerance as tolerance_file
 from repro.compare.sides import Side
 from repro.compare.tolerance import Tolerance
 from repro.record import End, OutputFile, Record
@@ -45,6 +47,17 @@ def compare(before: Side, after: Side, tolerance: Tolerance | None = None, other
     )
 
 
+def check(margins: Tolerance, *sides: Side) -> None:
+    """Refuse a tolerance that names what none of the runs has.
+
+    Raises:
+        BadInputError: it does.
+    """
+    measured = [name for side in sides for name in points.series(side.record, side.folder)]
+    files = [file.path for side in sides if side.record.ended for file in side.record.ended.outputs]
+    tolerance_file.check(margins, measured, files)
+
+
 def _carry(measured: Iterable[Compared]) -> bool:
     """Whether metrics can speak for files that never come again."""
     levels = [each.level for each in measured if each.role == "result"]
@@ -57,10 +70,17 @@ def _repeats(before: Side, after: Side, others: Sequence[Side]) -> list[Side]:
     key, found = before.record.planned.run_key, []
     for side in others:
         planned, ended = side.record.planned, side.record.ended
-        if planned.run not in seen and key and planned.run_key == key and ended and ended.end is End.FINISHED:
+        alike = planned.run not in seen and key and planned.run_key == key
+        if alike and ended and ended.end is End.FINISHED and not _edited(side.record):
             seen.add(planned.run)
             found.append(side)
     return found
+
+
+def _edited(record: Record) -> bool:
+    """Whether what came out, as the record has it, is not what it says itself that it is."""
+    ended = record.ended
+    return ended is not None and bool(ended.result) and identity.result(ended) != ended.result
 
 
 def _end(before: Record, after: Record) -> Compared:
@@ -80,7 +100,17 @@ def _end(before: Record, after: Record) -> Compared:
 
 
 def _unlisted(before: Record, after: Record) -> Iterator[Compared]:
-    """Results that nobody could read may be anything."""
+    """Results that nobody could read may be anything, and so may those of a record that was changed."""
+    changed = ["not what came out, by its own name for it" if _edited(each) else "" for each in (before, after)]
+    if any(changed):
+        yield Compared(
+            kind="file",
+            name="record.json",
+            level=Level.DIFFERENT,
+            before=changed[0],
+            after=changed[1],
+            remark="a record was changed after its run, so nothing in it counts",
+        )
     reasons = [
         record.ended.reason if record.ended and any(words in record.ended.reason for words in UNTOLD) else ""
         for record in (before, after)

@@ -6,7 +6,7 @@ something that can explain it is another one, and which part of the run it was s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from repro.compare.filing import UNSETTLED
 from repro.compare.layers import Difference, Layer, Weight
@@ -17,10 +17,62 @@ from repro.verdict import Level, Verdict
 NAMED = 3  # further causes in the line
 SHORT = 48  # characters of a value
 # which kinds of differences are the likelier causes of what was seen first
-START = ("seed", "code", "config", "packages", "image", "environment", "data", "threads", "gpus", "cpu", "host")
-ORDER = ("data", "seed", "code", "config", "packages", "image", "environment", "threads", "gpus", "cpu", "host")
-STEPS = ("code", "config", "packages", "image", "threads", "gpus", "cpu", "environment", "data", "seed", "host")
-ANY = ("seed", "code", "config", "data", "packages", "image", "threads", "environment", "gpus", "cpu", "host")
+START = (
+    "seed",
+    "code",
+    "config",
+    "packages",
+    "image",
+    "environment",
+    "data",
+    "threads",
+    "gpus",
+    "cpu",
+    "host",
+    "promises",
+)
+ORDER = (
+    "data",
+    "seed",
+    "code",
+    "config",
+    "packages",
+    "image",
+    "environment",
+    "threads",
+    "gpus",
+    "cpu",
+    "host",
+    "promises",
+)
+STEPS = (
+    "code",
+    "config",
+    "packages",
+    "image",
+    "threads",
+    "gpus",
+    "cpu",
+    "environment",
+    "data",
+    "seed",
+    "host",
+    "promises",
+)
+ANY = (
+    "seed",
+    "code",
+    "config",
+    "data",
+    "packages",
+    "image",
+    "threads",
+    "environment",
+    "gpus",
+    "cpu",
+    "host",
+    "promises",
+)
 RANKS = {Stage.INIT: START, Stage.ORDER: ORDER, Stage.FIRST: STEPS, Stage.LATER: STEPS, Stage.END: ANY}
 WORDS = {
     "seed": "the seed",
@@ -31,6 +83,7 @@ WORDS = {
     "cpu": "the processor",
     "gpus": "the GPUs",
     "host": "the machine",
+    "promises": "what counts as a result",
 }
 
 
@@ -83,12 +136,23 @@ def _differ(what: str, layers: Sequence[Layer], found: Sequence[Difference], bef
     if same:
         machine = _listed([" ".join(filter(None, [each.what, _change(each)])) for each in found])
         machine = machine or "; ".join(layer.unknown for layer in layers if layer.unknown)
-        if machine:
-            return f"everything that went in is the same, and {what}: non-determinism, or the machine ({machine})"
+        others = [f"the machine ({machine})"] if machine else []
+        others += [each for record in (before, after) for each in _untold(record) if each not in others]
+        if others:
+            told = "everything that a record tells of what went in"
+            return f"{told} is the same, and {what}: non-determinism, or {' or '.join(dict.fromkeys(others))}"
         return f"proven non-determinism: everything that went in is the same, and {what}"
     if all(keys):
         return f"{what}, and nothing was found in what went in that can explain it"
     return f"{what}, and nothing that these records tell of what went in differs: non-determinism, as far as is known"
+
+
+def _untold(record: Record) -> Iterator[str]:
+    """What went in, and that no record tells."""
+    if record.planned.network != "none":
+        yield f"what came from the network ({record.planned.network})"
+    if secrets := record.planned.config.get("secrets"):
+        yield f"another value of a secret ({', '.join(sorted(secrets))})"
 
 
 def _incomplete(before: Record, after: Record) -> str:

@@ -28,6 +28,8 @@ FOLLOWING = {"REPRO_RUN", "PYTHONHASHSEED"} | THREAD_VARIABLES
 ELSEWHERE = {"env", "threads", "data", "image", "build", "gpus", "resources", "network", "user"}
 IDLE = {"tracking", "outputs", "description"}  # decide nothing that is computed
 SELDOM = {"name", "secrets"}
+# these say what of all that comes out is a result
+PROMISES = {"outputs.ignore", "outputs.by_products", "outputs.by_product_metrics"}
 
 
 class Weight(IntEnum):
@@ -134,9 +136,15 @@ def _config(was: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Differen
             what=key,
             before=json.dumps(before[key], ensure_ascii=False) if key in before else None,
             after=json.dumps(after[key], ensure_ascii=False) if key in after else None,
-            kind="seed" if key == "seed" else "config",
-            weight=Weight.NONE if group in IDLE else Weight.UNLIKELY if group in SELDOM else Weight.LIKELY,
+            kind="seed" if key == "seed" else "promises" if key in PROMISES else "config",
+            weight=_weight(key, group),
         )
+
+
+def _weight(key: str, group: str) -> Weight:
+    if key in PROMISES or group in SELDOM:
+        return Weight.UNLIKELY
+    return Weight.NONE if group in IDLE else Weight.LIKELY
 
 
 def _equal(one: Any, other: Any) -> bool:

@@ -107,12 +107,15 @@ class Repeats(Value, frozen=True, kw_only=True):
         return None if self.born is None else (self.born, f"{self.born} in {len(self.runs) + 1} runs")
 
 
-def repeats(record: Record, project: Project) -> Repeats:
-    """What `--repeat` found out about a run."""
+def repeats(record: Record, project: Project, tolerance: Tolerance | None = None) -> Repeats:
+    """What `--repeat` found out about a run; with a tolerance, what it would have found with it."""
     first = record.planned.repeats or record.planned.run
     known = [each for each in read(RunFolder(project.runs / first)) if each.rerun and each.verdict]
-    ours = [each for each in known if (side := side_of(project, each.rerun)) and side.record.planned.repeats == first]
+    sides = [(each, side) for each in known if (side := side_of(project, each.rerun))]
+    ours = [each for each, side in sides if side.record.planned.repeats == first]
     levels = [each.verdict.level for each in ours if each.verdict]
+    if tolerance and (one := side_of(project, first)):
+        levels = [compare(one, side, tolerance).level for each, side in sides if each in ours]
     others = {first, *(each.rerun for each in ours if each.rerun)} - {record.planned.run} if ours else set()
     return Repeats(runs=tuple(sorted(others)), born=min(levels, default=None))
 
@@ -139,8 +142,9 @@ def attempt(
     *,
     tolerance: Tolerance | None = None,
     others: Sequence[Side] = (),
+    root: Path | None = None,
 ) -> tuple[Verification, Side]:
-    """Run the plan, and compare what comes out with the original.
+    """Run the plan, and compare what comes out with the original; `root`: a folder in the repository with the code.
 
     From the moment that its container runs there is a verification on disk; it has no verdict until there is one, and
     keeps none when the run was stopped or lost.
@@ -162,8 +166,10 @@ def attempt(
     verdict = None
     if record.ended and record.ended.end not in (End.KILLED, End.LOST):
         verdict = compare(original, rerun, tolerance, others)
-        if verdict.level < Level.BYTES:  # with what differs in what went in, and one line on why
-            verdict = differences.of(original, rerun, Path(plan.planned.project), verdict).verdict
+        if (
+            verdict.level < Level.BYTES
+        ):  # with what differs in what went in, and one line on why, as `repro diff` says it
+            verdict = differences.of(original, rerun, root or Path(plan.planned.project), verdict).verdict
     made = verified(original.record, basis, rerun=record, verdict=verdict)
     write(made, original.folder, folder)
     return made, rerun

@@ -58,16 +58,13 @@ def audit(side: Side, project: Project, engine: Engine | None, host: Host, *, on
 
 def _record(record: Record, folder: RunFolder) -> Iterator[str]:
     """Where the record contradicts itself, its folder, or what it says that it is."""
-    planned, ended = record.planned, record.ended
+    planned = record.planned
     if folder.path.name != planned.run and folder.path.resolve().name == folder.path.name:
         yield f"record.json is that of run {planned.run}"
     for each in again.read(folder):
         if each.record != identity.record_digest(record):
             yield f"record.json is not the one that was verified on {each.at:%Y-%m-%d} ({each.rerun or 'an attempt'})"
-    if planned.run_key and identity.run_key(planned) != planned.run_key:
-        yield "record.json: what went in is not what its run key says"
-    if ended and ended.result and identity.result(ended) != ended.result:
-        yield "record.json: what came out is not what its result says"
+    yield from identity.contradictions(record)
     if folder.config_json.is_file():
         try:
             same = msgspec.json.decode(folder.config_json.read_bytes()) == planned.config

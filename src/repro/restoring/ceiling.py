@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from repro.record import Host, Record
 from repro.restoring import held
 from repro.running import determinism
+from repro.stabilize import pairing
 from repro.verdict import Ceiling, Ingredient, Level
 
 # what numeric libraries choose their code by; all others (cache hints, virtualisation, mitigations) change no number
@@ -122,6 +123,9 @@ def _nature(record: Record, born: tuple[Level, str] | None) -> Iterator[Limit]:
     if born is not None and born[0] < Level.BYTES:
         # what differs by chance may still be inside the interval that the repeats give
         yield max(born[0], Level.STATISTICAL), f"it was not the same in its own repeats ({born[1]})"
+    outputs = record.ended.outputs if record.ended else ()
+    if any(pairing.pairing_name(file.path) != file.path for file in outputs if file.role == "result"):
+        yield Level.STABILIZED, "TensorBoard's event files have the time in them and in their names"
     if record.planned.network != "none":
         yield (
             Level.BYTES,

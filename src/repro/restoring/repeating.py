@@ -49,7 +49,9 @@ class Repeating:
             ingredients=(),
             host=self.first.record.planned.host,
         )
-        made, side = again.attempt(self.first, plan, execute, basis, others=tuple(self.others))
+        made, side = again.attempt(
+            self.first, plan, execute, basis, others=tuple(self.others), root=self.execution.project.root
+        )
         self.made.append(made)
         self.others.append(side)
         self.execution.retell(side.folder)
@@ -67,9 +69,14 @@ class Repeating:
 
     def text(self) -> str:
         """The answer for people."""
-        least = max(self.level, SAME)
-        alike = 1 + sum(each.verdict is not None and each.verdict.level >= least for each in self.made)
-        lines = [f"{WORDS[least]} in {alike} of {self.more + 1} runs: {self.level}"]
+        known = [each.verdict.level if each.verdict else Level.MISSING for each in self.made]
+        alike = [level for level in known if level >= SAME]
+        least = min(alike, default=None)
+        total = self.more + 1
+        words = (
+            f"{WORDS[least]} in {1 + len(alike)} of {total} runs" if least else f"{total} runs, and none like the first"
+        )
+        lines = [f"{words}: {self.level}"]
         for verdict in (each.verdict for each in self.made if each.verdict and each.verdict.level < Level.BYTES):
             differing = [one.name for one in verdict.compared if one.level < Level.BYTES and one.role == "result"]
             lines.append(f"  {verdict.after}  {verdict.level}, {WORDS[verdict.level]}: {', '.join(differing[:SHOWN])}")

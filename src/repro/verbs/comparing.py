@@ -16,7 +16,6 @@ from repro.verbs.imaging import Add
 if TYPE_CHECKING:
     from repro.compare.layers import Difference
     from repro.compare.sides import Side
-    from repro.compare.tolerance import Tolerance
 
 WHICH = "run id, MLflow run id, a unique prefix, latest, or a run's folder"
 
@@ -34,14 +33,14 @@ def register(add: Add) -> None:
 
 def diff(args: argparse.Namespace, display: Display) -> int:
     """Two runs, compared; the exit code says whether their results are the same."""
-    from repro.compare import differences, tolerance, wording
+    from repro.compare import comparing, differences, tolerance, wording
     from repro.verdict import Level
 
     project = Project.find(Path.cwd())
     before, after = _side(project, args.before), _side(project, args.after)
     margins = tolerance.read(Path(args.tolerance)) if args.tolerance else None
     if margins:
-        _check(margins, before, after)
+        comparing.check(margins, before, after)
     files: tuple[Difference, ...] = ()
     if args.deep:
         from repro.compare import deep
@@ -91,14 +90,6 @@ def _repeats(project: Project, before: Side) -> list[Side]:
             if first in (record.planned.run, record.planned.repeats):
                 found.append(Side(record=record, folder=folder))
     return found
-
-
-def _check(margins: Tolerance, *sides: Side) -> None:
-    from repro.compare import points, tolerance
-
-    metrics = [name for side in sides for name in points.series(side.record, side.folder)]
-    files = [file.path for side in sides if side.record.ended for file in side.record.ended.outputs]
-    tolerance.check(margins, metrics, files)
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -1,4 +1,4 @@
-"""`repro reproduce` and `repro verify`: a recorded run once more, and whether that could be done today."""
+"""`repro reproduce`: a recorded run once more, compared with the original."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from repro.display import Display
 from repro.errors import BadInputError, EnvironmentUnfitError, ExitCode, RefusedError, ReproError
 from repro.experiment import Value
 from repro.project import Project
-from repro.record import End, Host, Record, RunFolder
+from repro.record import End, Record, RunFolder
 from repro.verbs import attesting
 from repro.verbs.imaging import Add
+from repro.verbs.recorded import WHICH, chosen, host_now, ingredients_text, place
 from repro.verdict import Ceiling, Compared, Ingredient, Level, Verification
 
 if TYPE_CHECKING:
@@ -28,11 +29,9 @@ if TYPE_CHECKING:
     from repro.engines.engine import Engine
     from repro.execution import Execution
     from repro.restoring.again import Basis
-    from repro.restoring.auditing import Audit
     from repro.restoring.materials import Materials, Source
     from repro.running.plan import Plan
 
-WHICH = "run id, MLflow run id, a unique prefix, latest, or a bundle that `repro export` wrote"
 SHOWN = 8  # results that differ
 MEANING = {
     Level.MISSING: "a result is missing",
@@ -76,44 +75,13 @@ def register(add: Add) -> None:
     command.add_argument("--dry-run", action="store_true", help="print where everything would come from, run nothing")
     command.add_argument("--sign", metavar="KEY", help=f"sign what came of it, with {attesting.KEY}")
 
-    command = add(verify, "verify", "could a run be had back today? Checks every hash, runs nothing", json=True)
-    command.add_argument("run", nargs="?", default="latest", help=WHICH)
-    command.add_argument("--online", action="store_true", help="ask git remotes, registries and data sources, too")
-    command.add_argument("--quick", action="store_true", help="sizes and ids have to do for code, data and image")
-    command.add_argument(
-        "--policy", metavar="FILE", help="tell only whether its signed verifications are enough: exit code 4 if not"
-    )
-
-
-def place(wanted: str) -> Project:
-    """The project around this folder; for a bundle, this folder itself where there is none."""
-    if not Path(wanted).is_file():
-        return Project.find(Path.cwd())
-    from repro.bundle import importing
-
-    return importing.project_at(Path.cwd())
-
-
-def chosen(project: Project, wanted: str, display: Display) -> Side:
-    """The run that is meant: by its name, or the one in a bundle, which is imported first."""
-    from repro.compare.sides import Side
-    from repro.tracking.lookup import find
-
-    if Path(wanted).is_file():
-        from repro.bundle import importing
-
-        with display.step("import") as step:
-            wanted = step.detail = importing.read(Path(wanted).absolute(), project, step.say)
-    record, folder = find(project, wanted)
-    return Side(record=record, folder=folder)
-
 
 # reproduce -------------------------------------------------------------------------------------------------------
 
 
 def reproduce(args: argparse.Namespace, display: Display) -> int:
     """The run of a record once more, compared with it; each attempt leaves a verification."""
-    from repro.compare import tolerance
+    from repro.compare import comparing, tolerance
     from repro.engines.engine import connect
     from repro.execution import Execution
     from repro.restoring import again, consent
@@ -129,11 +97,13 @@ def reproduce(args: argparse.Namespace, display: Display) -> int:
     sweep.at_start(project, display.notice)
     original = chosen(project, args.run, display)
     require_result(original.record)
+    if margins:
+        comparing.check(margins, original)
     execution = Execution(project, display)
     execution.prevent_pruning()
     try:
         engine = connect()
-        source, basis = assess(original, project, engine, args, expected)
+        source, basis = assess(original, project, engine, args, expected, margins)
         _show_plan(original, basis, args, display)
         consent.require(original.folder, source.experiment, built=source.builds, given=args.give_secrets)
         try:
@@ -152,7 +122,7 @@ def reproduce(args: argparse.Namespace, display: Display) -> int:
                 attesting.signed(each, signer, original.folder, each.rerun, display)
     finally:
         execution.close()
-    print(report.as_json(made) if args.json else "\n".join(answer(original, made)), flush=True)
+    print(report.as_json(made) if args.json else "\n".join(answer(original, made, attempts.layers)), flush=True)
     return ExitCode.OK if all(each.reached for each in made) else ExitCode.NO
 
 
@@ -188,7 +158,12 @@ def require_result(record: Record) -> None:
 
 
 def assess(
-    original: Side, project: Project, engine: Engine, args: argparse.Namespace, expected: Level | None
+    original: Side,
+    project: Project,
+    engine: Engine,
+    args: argparse.Namespace,
+    expected: Level | None,
+    margins: Tolerance | None,
 ) -> tuple[Source, Basis]:
     """Where everything is, what may be expected here, and what is expected."""
     from repro.restoring import again, ceiling, consent, frozen, ingredients
@@ -200,7 +175,7 @@ def assess(
     depth = ingredients.Depth(rebuild=args.rebuild)
     found = ingredients.look(record, original.folder, project, engine, offline=args.offline, depth=depth)
     host = host_now(engine, record)
-    most = ceiling.of(record, host, found, born=again.repeats(record, project).limit)
+    most = ceiling.of(record, host, found, born=again.repeats(record, project, margins).limit)
     basis = Basis(expected=most.level if expected is None else expected, ceiling=most, ingredients=found, host=host)
     source = Source(
         experiment=thawed.experiment,
@@ -212,25 +187,25 @@ def assess(
     return source, basis
 
 
-def host_now(engine: Engine, record: Record) -> Host:
-    """The machine, as a run of now would record it."""
-    from repro.project import user_name
-    from repro.running import machine, plan
-
-    facts = engine.facts()
-    gpus = record.started is not None and record.started.gpus != "none"
-    return plan.host(facts, machine.of(facts, engine.host_url, gpus=gpus), user_name())
-
-
 def refuse(record: Record, basis: Basis, *, explicit: bool) -> None:
     """Say no before anything is done, where the answer is known.
 
     Raises:
-        EnvironmentUnfitError: an ingredient is lost.
+        EnvironmentUnfitError: an ingredient is lost, or the record is not what was written.
         RefusedError: more is expected than is possible here.
     """
+    from repro import identity
     from repro.restoring import ceiling, ingredients
 
+    if changed := list(identity.contradictions(record)):  # it would be another run, or another result, by this name
+        raise EnvironmentUnfitError(
+            f"run {record.planned.run} cannot be run again: its record was changed after the run",
+            evidence=changed,
+            hints=[
+                f"`repro verify {record.planned.run}` tells all that has changed",
+                "take record.json from another copy of the run folder, from its bundle, or with `repro pull`",
+            ],
+        )
     if lost := ingredients.lost(basis.ingredients):
         raise EnvironmentUnfitError(
             f"run {record.planned.run} cannot be run again: {', '.join(map(ceiling.name, lost))} lost",
@@ -259,6 +234,7 @@ class Attempts:
     ) -> None:
         self.original, self.engine, self.execution = original, engine, execution
         self.source, self.basis, self.tolerance = source, basis, tolerance
+        self.layers = "the same layers"
 
     def run(self, argv: tuple[str, ...], times: int) -> Iterator[Verification]:
         """One after the other.
@@ -280,6 +256,7 @@ class Attempts:
                 raise
             self.basis = msgspec.structs.replace(self.basis, rebuilt=materials.rebuilt)
             if not materials.same_image:
+                self.layers = "OTHER LAYERS"
                 display.notice("the image was built anew and is not the same: its layers differ from the recorded ones")
             for number in range(times):
                 if number:
@@ -304,6 +281,7 @@ class Attempts:
             self.basis,
             tolerance=self.tolerance,
             others=[each for each in others if each],
+            root=project.root,
         )
         self.execution.retell(rerun.folder)
         self.execution.tracked(rerun.record, rerun.folder, self.source.experiment.tracking.wait)
@@ -332,15 +310,15 @@ def _show_plan(original: Side, basis: Basis, args: argparse.Namespace, display: 
     from repro.restoring import consent
 
     record, folder = original.record, original.folder
-    lines = [f"run {record.planned.run} once more", *places(basis.ingredients)]
+    lines = [f"run {record.planned.run} once more", *ingredients_text(basis.ingredients)]
     network = record.planned.network
     if consent.is_foreign(folder):
         who = printable.line(f"{record.planned.host.user} on {record.planned.host.name}")
         root = ", as root in the container" if record.planned.config.get("user") == "root" else ""
         lines.append(f"by        {who}, not you: their code runs{root}")
     lines.append(f"network   {network}" + ("" if network == "none" else ": what it fetches may differ"))
-    lines.append(_row("ceiling", f"{basis.ceiling.level}", basis.ceiling.reason))
-    lines.append(_row("expected", f"{basis.expected}", MEANING[basis.expected]))
+    lines.append(row("ceiling", f"{basis.ceiling.level}", basis.ceiling.reason))
+    lines.append(row("expected", f"{basis.expected}", MEANING[basis.expected]))
     if args.dry_run:
         print("\n".join(lines))
     else:
@@ -348,25 +326,8 @@ def _show_plan(original: Side, basis: Basis, args: argparse.Namespace, display: 
             display.line(line)
 
 
-def _row(name: str, first: str, more: str) -> str:
-    return f"{name:<8}  {first}" + (f"  {more}" if more else "")
-
-
-def places(found: Sequence[Ingredient]) -> Iterator[str]:
-    """Each ingredient: what was recorded, where it was found, what will be used."""
-    for each in found:
-        name = f"{each.kind} {each.name}".rstrip()
-        yield f"{name:<8}  {report.LONG_DIGEST.sub(chr(92) + '1', each.recorded)}"
-        for place in each.found:
-            yield f"          {'uses' if place == each.use else 'also'} {place}"
-        if not each.use:
-            yield "          LOST"
-        if each.remark:
-            yield f"          note {each.remark}"
-
-
-def answer(original: Side, made: Sequence[Verification]) -> Iterator[str]:
-    """What came of the attempts."""
+def answer(original: Side, made: Sequence[Verification], layers: str) -> Iterator[str]:
+    """What came of the attempts; `layers`: how those of an image that was built anew compare."""
     for each in made:
         came = each.verdict.level if each.verdict else None
         same = each.reached and came is not None and came >= Level.STATISTICAL  # less is nobody's idea of it
@@ -374,7 +335,8 @@ def answer(original: Side, made: Sequence[Verification]) -> Iterator[str]:
         said = f"{came}, {MEANING[came]}" if came is not None else "no verdict: it was stopped"
         yield f"{original.record.planned.name}: {word} ({said})"
         yield f"  run      {each.run}"
-        yield f"  rerun    {each.rerun}  on the {each.witness}" + ("  with an image built anew" if each.rebuilt else "")
+        image = f"  with an image built anew, of {layers}" if each.rebuilt else ""
+        yield f"  rerun    {each.rerun}  on the {each.witness}{image}"
         yield f"  expected {each.expected}" + (f"  ({each.ceiling.reason})" if each.ceiling.reason else "")
         if each.verdict:
             results = [one for one in each.verdict.compared if one.role == "result"]
@@ -392,51 +354,3 @@ def _differing(results: Sequence[Compared]) -> Iterator[str]:
         yield f"  {one.level}       {one.kind} {one.name}" + (f": {because}" if because else "")
     if differing[SHOWN:]:
         yield f"           and {len(differing) - SHOWN} more (--json lists all)"
-
-
-# verify ----------------------------------------------------------------------------------------------------------
-
-
-def verify(args: argparse.Namespace, display: Display) -> int:
-    """Whether a run could be had back today, and what is decaying."""
-    from repro.engines.engine import connect
-    from repro.restoring import auditing
-
-    project = place(args.run)
-    side = chosen(project, args.run, display)
-    if args.policy:
-        return attesting.judge(side.record, side.folder, Path(args.policy), json=args.json)
-    try:
-        engine: Engine | None = connect()
-    except EnvironmentUnfitError as error:
-        engine = None
-        display.notice(f"without an engine nothing can be said of the image there: {error.what}")
-    host = host_now(engine, side.record) if engine else side.record.planned.host
-    with display.step("verify") as step:
-        found = auditing.audit(side, project, engine, host, online=args.online, deep=not args.quick)
-        step.detail = "by sizes and ids" if args.quick else "every hash"
-    print(report.as_json(found) if args.json else "\n".join(audit_text(side.record, found)))
-    if found.lost:
-        return ExitCode.ENVIRONMENT
-    return ExitCode.NO if found.changed else ExitCode.OK
-
-
-def audit_text(record: Record, found: Audit) -> Iterator[str]:
-    """The answer for people."""
-    if found.lost:
-        yield f"{found.run}: cannot be had back"
-    elif record.ended is None or record.ended.end is not End.FINISHED:
-        yield f"{found.run}: could be run again, but has no result to compare with ({record.state})"
-    else:
-        yield f"{found.run}: could be had back, at level {found.ceiling.level}"
-    if found.ceiling.reason and not found.lost:
-        yield f"  ceiling  {found.ceiling.reason}"
-    yield from (f"  {line}" for line in places(found.ingredients))
-    for word, items in (("LOST", found.lost), ("CHANGED", found.changed), ("decaying", found.decay)):
-        yield from (f"  {word:<8} {item}" for item in items)
-    done = [each for each in found.verifications if each.verdict]
-    for each in done:
-        came = each.verdict.level if each.verdict else ""
-        yield f"  verified {came} on {each.at:%Y-%m-%d} by {each.by}, {each.witness}"
-    if stopped := len(found.verifications) - len(done):
-        yield f"  verified {report.many(stopped, 'attempt')} came to no verdict"
