@@ -141,8 +141,10 @@ def _image(checked: Checked, reader: Reader, engine: Callable[[], Engine], say: 
     content = checked.image
     if content is None:
         return [], []
-    connected = engine()
-    for name in (content.tag, checked.record.planned.image.id):
+    connected, used = engine(), checked.record.planned.image
+    # not under the name that later runs here look for: what those use is not for a bundle to decide
+    own = f"{content.tag}-{(used.content or used.id).removeprefix('sha256:')[:12]}"
+    for name in (own, content.tag, used.id):
         present = connected.image(name)
         if present and (present.layers, present.settings) == (content.layers, content.settings):
             return [], []
@@ -156,12 +158,12 @@ def _image(checked: Checked, reader: Reader, engine: Callable[[], Engine], say: 
             yield block
 
     loaded, before = oci.put(connected, content, blocks())
-    if before and before.id != loaded.id:  # what this project's own runs use is not for a bundle to decide
-        own = f"{content.tag}-{loaded.id.removeprefix('sha256:')[:12]}"
-        connected.tag(loaded.id, own)
+    connected.tag(loaded.id, own)
+    if before is None:
+        connected.remove_image(content.tag)
+    elif before.id != loaded.id:
         connected.tag(before.id, content.tag)
-        return ["image"], [f"{content.tag} is another image here, and stays so; that of the bundle is {own}"]
-    return ["image"], []
+    return ["image"], [f"the image of the bundle is {own}; runs of your own build theirs"]
 
 
 # the run --------------------------------------------------------------------------------------------------------

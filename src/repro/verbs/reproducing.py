@@ -20,7 +20,7 @@ from repro.project import Project
 from repro.record import End, Record, RunFolder
 from repro.verbs import attesting
 from repro.verbs.imaging import Add
-from repro.verbs.recorded import WHICH, chosen, host_now, ingredients_text, place
+from repro.verbs.recorded import WHICH, chosen, host_now, ingredients_text, place, row
 from repro.verdict import Ceiling, Compared, Ingredient, Level, Verification
 
 if TYPE_CHECKING:
