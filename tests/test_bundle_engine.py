@@ -22,7 +22,7 @@ from repro.engines.engine import connect
 from repro.errors import BadInputError
 from repro.images import oci
 from repro.project import Project
-from repro.record import RunFolder, folders
+from repro.record import Record, RunFolder, folders
 from tests.conftest import commit, script, write_experiment
 from tests.second_engine import SecondEngine, second_engine
 from tests.test_bundle import rewritten

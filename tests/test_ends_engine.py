@@ -116,7 +116,7 @@ def test_ctrl_c_while_outputs_are_listed_keeps_the_end_of_the_run(
 ) -> None:
     plan, engine = planned(lab)
 
-    def interrupted(*_arguments: object) -> None:
+    def interrupted(*_arguments: object, **_options: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("repro.manifest.of", interrupted)
