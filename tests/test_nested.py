@@ -583,7 +583,7 @@ print(json.dumps({
 
 @pytest.mark.slow
 def test_the_oldest_mlflow_on_the_host_gets_all_of_it(project: Project, logged: Logged) -> None:
-    python = venv("mlflow-3.5.0", *OLDEST, "filelock", "msgspec", "platformdirs", "pyyaml", "requests")
+    python = venv("mlflow-3.5.0", *OLDEST, "filelock", "msgspec", "platformdirs", "pyyaml", "requests", "rfc8785")
     run = Run(project)
     logged(run, TREE)
     logged(run, FIT)
@@ -609,8 +609,9 @@ def venv(name: str, *packages: str) -> str:
     """The Python of an environment of its own, kept in the cache."""
     folder = cache_folder() / "tests" / name
     uv = [sys.executable, "-m", "uv"]
-    if not (folder / "complete").exists():
+    complete, wanted = folder / "complete", "\n".join(packages)
+    if not complete.exists() or complete.read_text() != wanted:
         subprocess.run([*uv, "venv", "-q", "--clear", "-p", sys.executable, str(folder)], check=True)
         subprocess.run([*uv, "pip", "install", "-q", "-p", str(folder), *packages], check=True)
-        (folder / "complete").touch()
+        complete.write_text(wanted)
     return str(folder / "bin" / "python")

@@ -162,6 +162,8 @@ class Trial:
         folder, end = self.folder, time.monotonic() + SYNC_SECONDS
         assert folder is not None
         while code := self.stage.call("sync", "sync", folder.path.name):
+            if not folder.path.exists():  # no run took place, and whoever looked after it has just found that out
+                return
             if time.monotonic() > end:
                 self.complaints.append(f"`repro sync` exits with {code} for {SYNC_SECONDS:g} s")
                 return
