@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import stat
@@ -64,20 +65,30 @@ def of(
     files: list[OutputFile] = []
     ignored = 0
     fits, may_differ = matcher(ignore), matcher(by_products, "outputs.by_products")
+    found = sorted(walk(folder, lambda name: unread.append(shown(name))))
     with Apart() as apart:
-        for path, name in sorted(walk(folder, lambda name: unread.append(shown(name)))):
+        _get_ready(apart, ((path, name) for path, name in found if not fits(name)))
+        for path, name in found:
             if fits(name):
                 ignored += 1
                 continue
             try:
-                found = listed(path, name, apart, progress.read)
-                files.append(msgspec.structs.replace(found, role="by-product") if may_differ(name) else found)
+                file = listed(path, name, apart, progress.read)
+                files.append(msgspec.structs.replace(file, role="by-product") if may_differ(name) else file)
             except OSError:
                 unread.append(shown(name))
             progress.files += 1
             progress.read(0)
         trouble = "; ".join(filter(None, (apart.trouble, _unsettled(files))))
     return Listing(files=tuple(files), unread=tuple(sorted(unread)), ignored=ignored, trouble=trouble)
+
+
+def _get_ready(apart: Apart, files: Iterable[tuple[Path, str]]) -> None:
+    """Let stabilizers be loaded while the first files are hashed, if there is a file for them at all."""
+    for path, name in files:
+        with contextlib.suppress(OSError):
+            if apart.wants(name, path.lstat().st_size):
+                return
 
 
 def _unsettled(files: Sequence[OutputFile]) -> str:
