@@ -84,7 +84,8 @@ def test_what_cannot_be_read_is_named() -> None:
         for path, mode in {"closed": 0, "listed": 0o744, "locked": 0}.items():
             (folder / path).chmod(mode)
         code = "found = manifest.of(argument)\nprint(found.files, found.unread, found.remark, sep='|')"
-        done = as_nobody("from repro import manifest; import repro.stabilize.apart", code, folder)
+        imports = "from repro import manifest; from repro.stabilize import registry; registry.others()"
+        done = as_nobody(imports, code, folder)
         (folder / "closed").chmod(0o700)
         says = (
             "3 of its outputs are not listed (they cannot be read, are nothing but holes, or lie too deep), as closed"
