@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from repro import __version__, identity
+from repro import __version__
 from repro.experiment import Experiment
 from repro.record import Record
 from repro.running import plan as planning
@@ -46,21 +46,9 @@ def decide(record: Record, experiment: Experiment, ingredients: Ingredients, cir
         helper=planning.helper(),
         reproduces=circumstances.reproduces,
         repeats=None,
-        run_key="",
     )
-    planned = msgspec.structs.replace(planned, run_key=identity.run_key(planned))
-    return Plan(
-        planned=planned,
-        folder=circumstances.folder,
-        container=planning.container(experiment, ingredients, planned, circumstances, gpus),
-        cpu_fallback=False,  # on the CPU it would be another run
-        time_limit=experiment.resources.time_limit,
-        stop_grace=experiment.resources.stop_grace,
-        diff=ingredients.diff,
-        inputs=ingredients.inputs,
-        secrets=experiment.secrets,
-        secrets_folder=circumstances.secrets_folder,
-    )
+    # on the CPU, where it had GPUs, it would be another run
+    return planning.complete(planned, experiment, ingredients, circumstances, gpus, cpu_fallback=False)
 
 
 def environment(recorded: dict[str, str], ours: dict[str, str]) -> dict[str, str]:

@@ -120,6 +120,19 @@ def decide(experiment: Experiment, ingredients: Ingredients, circumstances: Circ
         reproduces=circumstances.reproduces,
         repeats=circumstances.repeats,
     )
+    return complete(planned, experiment, ingredients, circumstances, gpus, cpu_fallback=cpu_fallback)
+
+
+def complete(
+    planned: Planned,
+    experiment: Experiment,
+    ingredients: Ingredients,
+    circumstances: Circumstances,
+    gpus: Gpus,
+    *,
+    cpu_fallback: bool,
+) -> Plan:
+    """The plan of a run whose record is decided, all but the key of what goes in."""
     planned = msgspec.structs.replace(planned, run_key=identity.run_key(planned))
     return Plan(
         planned=planned,
